@@ -1,0 +1,214 @@
+"""What the control process says to a data worker, and what it hears back.
+
+With `--workers 0` the objects themselves pass through a trio memory channel; otherwise each is one
+msgpack datagram on a SOCK_SEQPACKET pair, `[type name, field, field, ...]`, and a job that hands a
+socket over carries its descriptor as SCM_RIGHTS. Both ends are ours and of one version, so there is
+no negotiation here.
+"""
+
+from dataclasses import astuple, dataclass, fields
+
+import msgpack
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """First job: attach to the chunk store. `directory` is CACHE/<manifest id>."""
+
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddDownlink:
+    """An authenticated data connection that we dialled comes with this job: send requests on it."""
+
+    link: int
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AddUplink:
+    """An authenticated data connection that a peer dialled comes with this job: serve it."""
+
+    link: int
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLinks:
+    """Close all data connections with a peer."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AskJob:
+    """Request the missing blocks of a chunk on downlink `link`."""
+
+    request: int
+    link: int
+    chunk: int
+    pin: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJob:
+    """Cancel a request."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchJob:
+    """Fetch the missing blocks of a chunk from the origin.
+
+    `url` is absolute, `headers` are sent as they are (signed by the control process; they may hold
+    secrets and are never logged) but for Range and Host, which the worker adds. `etag` is the exact
+    validator that a 206 must carry (empty: Last-Modified must equal `modified`). `total` is the
+    size of the whole object. For `file://` URLs `etag` is "size-mtime_ns".
+    """
+
+    chunk: int
+    url: str
+    headers: list[list[str]]
+    etag: str
+    modified: str
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RehashJob:
+    """Hash a chunk that is said to be in the store, against `pin`; unverified until then."""
+
+    chunk: int
+    pin: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Finish: close all connections and exit."""
+
+
+Job = (
+    OpenModel
+    | AddDownlink
+    | AddUplink
+    | CloseLinks
+    | AskJob
+    | CancelJob
+    | FetchJob
+    | RehashJob
+    | Stop
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The worker is attached and takes work."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFailed:
+    """The worker could not attach to the store."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A chunk is whole and verified. `source` is p2p.events.Source's value; `request` or 0.
+
+    `digests` are those of its blocks, joined; `checksum` is the store's own (8 bytes) or empty.
+    """
+
+    chunk: int
+    source: str
+    request: int
+    pin: bytes
+    digests: bytes
+    checksum: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AskEnded:
+    """A request ended without its chunk: `why` is corrupt, busy, not_have, failed or no_space."""
+
+    request: int
+    chunk: int
+    why: str
+    retry_after_s: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchEnded:
+    """An origin fetch ended without its chunk; `no_space` says that allocation failed."""
+
+    chunk: int
+    text: str
+    fatal: bool
+    retry_after_s: float
+    no_space: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A rehash did not match; the blocks are marked missing."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkClosed:
+    """A data connection ended. Requests on it have been answered with AskEnded before this."""
+
+    link: int
+    peer: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Totals of this worker since it started, and the leases under way; every 0.25 s if changed."""
+
+    origin_bytes: int
+    """body bytes received, discarded ones too"""
+    peer_bytes: int
+    """payload bytes received from peers, discarded ones too"""
+    served_bytes: int
+    duplicate_bytes: int
+    """received for blocks that were here already, or thrown away unverified"""
+    busy_count: int
+    cpu_s: float
+    fetching: list[list[int]]
+    """[chunk, bytes received so far] of each origin fetch under way"""
+
+
+Report = Opened | OpenFailed | Got | AskEnded | FetchEnded | Damaged | LinkClosed | Figures
+
+_KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (*Job.__args__, *Report.__args__)  # type: ignore[attr-defined]
+}
+
+
+def encode(item: Job | Report) -> bytes:
+    """One datagram."""
+    data: bytes = msgpack.packb([type(item).__name__, *astuple(item)])
+    return data
+
+
+def decode(data: bytes) -> Job | Report:
+    """The inverse of `encode`.
+
+    Raises:
+      ValueError: not a datagram of this version.
+    """
+    name, *values = msgpack.unpackb(data)
+    kind = _KINDS.get(name)
+    if kind is None or len(values) != len(fields(kind)):
+        raise ValueError(f"worker datagram {name!r} is of another version")
+    item: Job | Report = kind(*values)
+    return item

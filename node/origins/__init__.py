@@ -1,0 +1,1 @@
+"""Where a model comes from: `http(s)://` and `file://`, behind `base.Origin`."""

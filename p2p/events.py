@@ -1,0 +1,358 @@
+"""What goes into a swarm (events, past tense) and what comes out of it (commands, imperative).
+
+`Swarm.handle(event, now) -> list[Command]`. Events come from the tracker session, from peers'
+control sessions and from the data workers; commands go back to the same three. Payload is never
+part of either: one chunk is one event.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from p2p.ids import Chunk, NodeId
+
+
+class Source(Enum):
+    """Where a chunk's bytes came from; also the metric label."""
+
+    ORIGIN = "origin"
+    PEER = "peer"
+    DISK = "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Command: request a whole chunk from a peer. `request` is unique in this process."""
+
+    request: int
+    peer: NodeId
+    chunk: Chunk
+    pin: bytes
+
+
+# -- events: tracker ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerFound:
+    """The session with the tracker stands and the swarm is joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerLost:
+    """No session with any tracker from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeersOffered:
+    """Nodes of this swarm and their addresses. Known ones are repeated without harm."""
+
+    peers: tuple[tuple[NodeId, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeersWithdrawn:
+    """The tracker says that these nodes left or expired."""
+
+    peers: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesGranted:
+    """This node may fetch these chunks from the origin."""
+
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PinsLearned:
+    """Pins from the tracker (`peer` None: they overrule) or from a peer (the first one is kept)."""
+
+    pins: tuple[tuple[Chunk, bytes], ...]
+    peer: NodeId | None = None
+
+
+# -- events: peers --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReady:
+    """A control session stands; `bits` is the peer's bitfield in wire form."""
+
+    peer: NodeId
+    bits: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The control session ended, or could not be made."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerHas:
+    """The peer now holds these chunks."""
+
+    peer: NodeId
+    pins: tuple[tuple[Chunk, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLostChunks:
+    """The peer no longer holds these chunks."""
+
+    peer: NodeId
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFetches:
+    """The peer is reading these chunks from the origin (told while no tracker answers)."""
+
+    peer: NodeId
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAsksPins:
+    """The peer wants to know the pins of these chunks."""
+
+    peer: NodeId
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLeaves:
+    """The peer said bye: it answers nothing more."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptionReported:
+    """A peer got bytes of this chunk from us that do not match the pin."""
+
+    peer: NodeId
+    chunk: Chunk
+
+
+# -- events: workers ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkVerified:
+    """The chunk is whole in the store and matches its pin. From the origin the pin is new."""
+
+    chunk: Chunk
+    source: Source
+    pin: bytes
+    request: int = 0
+    """The `Ask` that it answers, if the source is a peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkCorrupt:
+    """A peer's bytes did not match; nothing of them was kept."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskRefused:
+    """The peer is busy (`retry_after_s`), or has not got the chunk (None)."""
+
+    request: int
+    retry_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AskFailed:
+    """The data connection failed, stalled, or ended; verified blocks are kept."""
+
+    request: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """An origin fetch ended early. `fatal`: asking again from this node cannot help."""
+
+    chunk: Chunk
+    text: str
+    fatal: bool
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceExhausted:
+    """The store could not allocate `chunk`; whatever was under way for it has ended."""
+
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkDamaged:
+    """A held chunk was hashed again and does not match: it is dropped."""
+
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """`next_deadline()` has come."""
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Make a control session with the peer; answered by PeerReady or PeerLost."""
+
+    peer: NodeId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close all connections with the peer."""
+
+    peer: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsk:
+    """Nobody waits for this request any more; answered by AskFailed or the chunk."""
+
+    request: int
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Fetch a chunk from the origin; answered by ChunkVerified, FetchFailed or SpaceExhausted."""
+
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Rehash:
+    """Hash a held chunk again; answered by ChunkVerified(source=DISK) or ChunkDamaged."""
+
+    chunk: Chunk
+    pin: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendHave:
+    """Tell these peers of new chunks."""
+
+    peers: tuple[NodeId, ...]
+    pins: tuple[tuple[Chunk, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendLost:
+    """Tell these peers that we no longer hold a chunk."""
+
+    peers: tuple[NodeId, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendFetching:
+    """Tell these peers what we read from the origin."""
+
+    peers: tuple[NodeId, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendPins:
+    """Answer a peer's question."""
+
+    peer: NodeId
+    pins: tuple[tuple[Chunk, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AskPins:
+    """Ask a peer, or with None the tracker, for pins."""
+
+    peer: NodeId | None
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCorruption:
+    """Tell the peer and the tracker that its bytes of this chunk are bad."""
+
+    peer: NodeId
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFetched:
+    """Tell the tracker about chunks that we read from the origin, with their pins."""
+
+    pins: tuple[tuple[Chunk, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnLease:
+    """Give a lease back to the tracker."""
+
+    chunk: Chunk
+    text: str
+    fatal: bool
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Every chunk is verified. Given once each time the swarm becomes complete."""
+
+
+Event = (
+    TrackerFound
+    | TrackerLost
+    | PeersOffered
+    | PeersWithdrawn
+    | LeasesGranted
+    | PinsLearned
+    | PeerReady
+    | PeerLost
+    | PeerHas
+    | PeerLostChunks
+    | PeerFetches
+    | PeerAsksPins
+    | PeerLeaves
+    | CorruptionReported
+    | ChunkVerified
+    | ChunkCorrupt
+    | AskRefused
+    | AskFailed
+    | FetchFailed
+    | SpaceExhausted
+    | ChunkDamaged
+    | DeadlinePassed
+)
+
+Command = (
+    Ask
+    | Connect
+    | Disconnect
+    | CancelAsk
+    | Fetch
+    | Rehash
+    | SendHave
+    | SendLost
+    | SendFetching
+    | SendPins
+    | AskPins
+    | ReportCorruption
+    | ReportFetched
+    | ReturnLease
+    | Complete
+)

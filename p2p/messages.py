@@ -1,0 +1,476 @@
+"""Every msgpack message on the wire, as a frozen dataclass with a bound on each field.
+
+A message is a msgpack map: `t` names its type, the other keys are the fields below. Unknown keys
+are ignored (a newer peer may send more); an unknown type, a missing field or a value out of bounds
+is a `RemoteProtocolError` that names it. Bulk data never travels in messages: see `dataframe`.
+
+The annotations are the codec: `Annotated[type, limit]`, where the limit is the largest value of an
+int, the largest length of bytes, str or list. Ints are never negative.
+"""
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from p2p.errors import LocalProtocolError, RemoteProtocolError
+from p2p.manifest import MAX_CHUNKS
+
+VERSION_LOWEST = 1
+VERSION_HIGHEST = 1
+
+MAX_BATCH = 65_536  # chunks named in one message: 1 MiB of pins
+MAX_MANIFEST_BYTES = 15 * 1024**2  # 100,000 files at 150 bytes
+
+U16 = Annotated[int, 0xFFFF]
+U32 = Annotated[int, 0xFFFF_FFFF]
+U63 = Annotated[int, 2**63 - 1]
+Id = Annotated[bytes, 16]
+Hash = Annotated[bytes, 32]
+Name = Annotated[str, 1024]
+Text = Annotated[str, 4096]
+ChunkIndex = Annotated[int, MAX_CHUNKS - 1]
+Chunks = Annotated[list[ChunkIndex], MAX_BATCH]
+Pins = Annotated[bytes, MAX_BATCH * 16]
+Bits = Annotated[bytes, MAX_CHUNKS // 8]
+Addresses = Annotated[list[Name], 16]
+Blob = Annotated[bytes, MAX_MANIFEST_BYTES]
+Seconds = Annotated[float, 10**10]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages."""
+
+    TYPE: ClassVar[str]
+
+
+# -- the handshake, on every connection -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """First message of both sides. `proof` is empty from the side that dials (it sends `Proof`).
+
+    `role` is `node` (to a tracker), `control` or `data` (between nodes), `tracker` in a tracker's
+    answer. `manifest` is empty to and from a tracker.
+    """
+
+    TYPE: ClassVar[str] = "hello"
+    role: Name
+    low: U16
+    high: U16
+    node: Id
+    nonce: Hash
+    manifest: Hash = b""
+    addresses: Addresses = ()  # type: ignore[assignment]
+    proof: Hash = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof(Message):
+    """Third message: the dialling side's HMAC."""
+
+    TYPE: ClassVar[str] = "proof"
+    proof: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """Fourth message: both sides are known, and `version` is spoken from here on."""
+
+    TYPE: ClassVar[str] = "welcome"
+    version: U16
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse(Message):
+    """No, and why; the connection closes. `code` as in `p2p.errors.Refused`."""
+
+    TYPE: ClassVar[str] = "refuse"
+    code: Name
+    text: Text
+
+
+# -- node to tracker ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Join(Message):
+    """Which model this node wants, and what it knows of it already.
+
+    `model` and `origin` may be empty (the tracker's default is meant). `origin` carries no
+    credentials and no query. `manifest` is the manifest the node has on disk or runs with, whole,
+    or empty; `confirmed` says that the origin was asked in this process's swarm whether it holds.
+    """
+
+    TYPE: ClassVar[str] = "join"
+    model: Name
+    origin: Text
+    addresses: Addresses
+    manifest: Blob = b""
+    confirmed: bool = False
+    chunk_bytes: U32 = 0
+    block_bytes: U32 = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Message):
+    """The holder of the listing lease has listed the origin."""
+
+    TYPE: ClassVar[str] = "listing"
+    manifest: Blob
+
+
+@dataclass(frozen=True, slots=True)
+class ListingFailed(Message):
+    """The holder of the listing lease could not list the origin; another node may try."""
+
+    TYPE: ClassVar[str] = "listing_failed"
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Announce(Message):
+    """The node's heartbeat (every 0.5 s) and all that it holds.
+
+    `bitfield` is empty when it has not changed since the last announce of this session, and always
+    present in the first one. `fetching` and `received` (bytes so far of each) are the leases under
+    way. `wanted` is how many leases the node could hold at once in all (0: it cannot fetch).
+    """
+
+    TYPE: ClassVar[str] = "announce"
+    bitfield: Bits
+    fetching: Chunks
+    received: Annotated[list[U63], MAX_BATCH]
+    wanted: U16
+    origin_bytes: U63
+    peer_bytes: U63
+    corrupt_chunks: U32
+    suspect_chunks: U32 = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched(Message):
+    """Chunks that this node read from the origin, with the pins it computed (16 bytes each).
+
+    `checksums` holds the store's own checksum of each chunk (8 bytes each), or nothing.
+    """
+
+    TYPE: ClassVar[str] = "fetched"
+    chunks: Chunks
+    pins: Pins
+    checksums: Annotated[bytes, MAX_BATCH * 8] = b""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFailed(Message):
+    """The node gives a lease back. `fatal`: asking the origin again from this node cannot help."""
+
+    TYPE: ClassVar[str] = "lease_failed"
+    chunk: ChunkIndex
+    text: Text
+    fatal: bool
+    retry_after_s: Seconds = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PinsReport(Message):
+    """Pins that the node knows, for a tracker that asked (`PinsWanted`), or in doubt."""
+
+    TYPE: ClassVar[str] = "pins_report"
+    chunks: Chunks
+    pins: Pins
+
+
+@dataclass(frozen=True, slots=True)
+class PinsQuery(Message):
+    """Ask for the pins of these chunks; the answer is `PinsKnown` (also between peers)."""
+
+    TYPE: ClassVar[str] = "pins_query"
+    chunks: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReported(Message):
+    """`peer` sent bytes of `chunk` that do not match its pin."""
+
+    TYPE: ClassVar[str] = "peer_reported"
+    peer: Id
+    chunk: ChunkIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving(Message):
+    """The node will go: no more leases to it. The answer is `OnlyCopies`."""
+
+    TYPE: ClassVar[str] = "leaving"
+
+
+@dataclass(frozen=True, slots=True)
+class Bye(Message):
+    """The sender leaves now (to a tracker: return its leases; to a peer: ask it nothing more)."""
+
+    TYPE: ClassVar[str] = "bye"
+
+
+# -- tracker to node ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ListOrigin(Message):
+    """You hold the listing lease of `model`: list `origin` (empty: your own) and send `Listing`."""
+
+    TYPE: ClassVar[str] = "list_origin"
+    model: Name
+    origin: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Message):
+    """The swarm is known. `manifest` is empty when the node already has the one of that id.
+
+    `confirmed` says that the origin still has this revision (or that it cannot be reached while
+    the swarm holds everything). Answered with `Announce`.
+    """
+
+    TYPE: ClassVar[str] = "joined"
+    model: Name
+    manifest_id: Hash
+    manifest: Blob
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Peers(Message):
+    """Nodes to meet: ids and, for each, its addresses. Repeated whenever it grows."""
+
+    TYPE: ClassVar[str] = "peers"
+    nodes: Annotated[list[Id], 4096]
+    addresses: Annotated[list[Addresses], 4096]
+
+
+@dataclass(frozen=True, slots=True)
+class PeersGone(Message):
+    """Nodes that left or expired."""
+
+    TYPE: ClassVar[str] = "peers_gone"
+    nodes: Annotated[list[Id], 4096]
+
+
+@dataclass(frozen=True, slots=True)
+class Leases(Message):
+    """You may fetch these chunks from the origin. `started_at`: unix time of the first grant."""
+
+    TYPE: ClassVar[str] = "leases"
+    chunks: Chunks
+    started_at: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PinsKnown(Message):
+    """Pins, 16 bytes for each chunk. From a tracker they overrule what a node heard elsewhere."""
+
+    TYPE: ClassVar[str] = "pins_known"
+    chunks: Chunks
+    pins: Pins
+
+
+@dataclass(frozen=True, slots=True)
+class PinsWanted(Message):
+    """The tracker lacks pins of chunks that this node announced."""
+
+    TYPE: ClassVar[str] = "pins_wanted"
+    chunks: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyCopies(Message):
+    """How many chunks no other live node holds, and whether any live node is incomplete."""
+
+    TYPE: ClassVar[str] = "only_copies"
+    chunk_count: U32
+    incomplete_nodes: U32
+
+
+@dataclass(frozen=True, slots=True)
+class OriginFailed(Message):
+    """No live node can fetch what is missing; `text` is the last reason."""
+
+    TYPE: ClassVar[str] = "origin_failed"
+    text: Text
+
+
+# -- between peers, on control connections --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BitfieldMessage(Message):
+    """What the sender holds: the first message of a control session, from both sides."""
+
+    TYPE: ClassVar[str] = "bitfield"
+    bits: Bits
+
+
+@dataclass(frozen=True, slots=True)
+class Have(Message):
+    """Chunks that the sender now holds, with their pins (16 bytes each), forwarded unchanged."""
+
+    TYPE: ClassVar[str] = "have"
+    chunks: Chunks
+    pins: Pins
+
+
+@dataclass(frozen=True, slots=True)
+class Lost(Message):
+    """Chunks that the sender announced and no longer holds."""
+
+    TYPE: ClassVar[str] = "lost"
+    chunks: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching(Message):
+    """Chunks that the sender is reading from the origin (sent while no tracker answers)."""
+
+    TYPE: ClassVar[str] = "fetching"
+    chunks: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt(Message):
+    """Your bytes of this chunk did not match its pin: hash it again."""
+
+    TYPE: ClassVar[str] = "corrupt"
+    chunk: ChunkIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Nothing new; the sender lives. Sent when a control session was silent for a second."""
+
+    TYPE: ClassVar[str] = "ping"
+
+
+# -- the codec ------------------------------------------------------------------------------------
+
+Check = Callable[[object], object]
+
+
+def _check(hint: Any) -> Check:
+    """A function that returns a value of `hint`, or raises ValueError saying what is wrong."""
+    limit: int | None = None
+    if get_origin(hint) is Annotated:
+        hint, limit = get_args(hint)[:2]
+    if get_origin(hint) is list:
+        return _list_check(_check(get_args(hint)[0]), limit or 0)
+    if hint is bool:
+        return _typed(bool)
+    if hint is int:
+        return _bounded_int(limit or 0)
+    if hint is float:
+        return _bounded_float(limit or 0)
+    return _bounded_length(hint, limit or 0)
+
+
+def _typed(kind: type) -> Check:
+    def check(value: object) -> object:
+        if not isinstance(value, kind):
+            raise ValueError(f"is {type(value).__name__}, not {kind.__name__}")
+        return value
+
+    return check
+
+
+def _bounded_int(limit: int) -> Check:
+    def check(value: object) -> object:
+        if type(value) is not int or not 0 <= value <= limit:
+            raise ValueError(f"is not a whole number from 0 to {limit}")
+        return value
+
+    return check
+
+
+def _bounded_float(limit: int) -> Check:
+    def check(value: object) -> object:
+        if type(value) not in (int, float) or not 0 <= value <= limit:  # type: ignore[operator]
+            raise ValueError(f"is not a number from 0 to {limit}")
+        return float(value)  # type: ignore[arg-type]
+
+    return check
+
+
+def _bounded_length(kind: type, limit: int) -> Check:
+    def check(value: object) -> object:
+        if not isinstance(value, kind) or len(value) > limit:  # type: ignore[arg-type]
+            raise ValueError(f"is not {kind.__name__} of at most {limit}")
+        return value
+
+    return check
+
+
+def _list_check(item: Check, limit: int) -> Check:
+    def check(value: object) -> object:
+        if not isinstance(value, list | tuple) or len(value) > limit:
+            raise ValueError(f"is not a list of at most {limit}")
+        return [item(element) for element in value]
+
+    return check
+
+
+_TYPES: dict[str, type[Message]] = {kind.TYPE: kind for kind in Message.__subclasses__()}
+_CHECKS: dict[type[Message], dict[str, Check]] = {
+    kind: {
+        field.name: _check(get_type_hints(kind, include_extras=True)[field.name])
+        for field in fields(kind)
+    }
+    for kind in _TYPES.values()
+}
+_REQUIRED: dict[type[Message], frozenset[str]] = {
+    kind: frozenset(field.name for field in fields(kind) if field.default is MISSING)
+    for kind in _TYPES.values()
+}
+
+
+def encode(message: Message) -> bytes:
+    """The msgpack of a message.
+
+    Raises:
+      LocalProtocolError: a field of ours is out of bounds: a bug here.
+    """
+    tree: dict[str, object] = {"t": message.TYPE}
+    for name, check in _CHECKS[type(message)].items():
+        try:
+            tree[name] = check(getattr(message, name))
+        except ValueError as error:
+            raise LocalProtocolError(f"{message.TYPE}.{name} {error}") from error
+    encoded: bytes = msgpack.packb(tree)
+    return encoded
+
+
+def decode(data: bytes | bytearray | memoryview) -> Message:
+    """The message in one frame.
+
+    Raises:
+      RemoteProtocolError: garbage, an unknown type, or a field missing or out of bounds.
+    """
+    try:
+        tree: Any = msgpack.unpackb(data, strict_map_key=True)
+    except Exception as error:  # msgpack raises many types on garbage
+        raise RemoteProtocolError(f"a frame is not msgpack: {type(error).__name__}") from error
+    name = tree.get("t") if isinstance(tree, dict) else None
+    kind = _TYPES.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise RemoteProtocolError(f"a frame is of unknown type {name!r:.40}")
+    checks = _CHECKS[kind]
+    if missing := sorted(_REQUIRED[kind] - tree.keys()):
+        raise RemoteProtocolError(f"{kind.TYPE} lacks {missing[0]}")
+    values = {}
+    for key, value in tree.items():
+        if key in checks:
+            try:
+                values[key] = checks[key](value)
+            except ValueError as error:
+                raise RemoteProtocolError(f"{kind.TYPE}.{key} {error}") from error
+    return kind(**values)

@@ -1,0 +1,1 @@
+"""Programs that drive the real thing: the demo, its embedded origin, and the benchmarks."""

@@ -1,0 +1,1 @@
+"""`tracker serve`: membership, leases, pins, introductions. Soft state: nodes rebuild it."""
