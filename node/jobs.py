@@ -188,10 +188,7 @@ class Figures:
 
 Report = Opened | OpenFailed | Got | AskEnded | FetchEnded | Damaged | LinkClosed | Figures
 
-_KINDS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (*Job.__args__, *Report.__args__)  # type: ignore[attr-defined]
-}
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (*Job.__args__, *Report.__args__)}
 
 
 def encode(item: Job | Report) -> bytes:

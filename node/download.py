@@ -1,0 +1,211 @@
+"""Carries out the swarm's commands, and turns what workers report into its events.
+
+`feed` never waits: an event that a command causes at once is queued behind the current one, so the
+swarm is never re-entered.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from math import inf
+
+import trio
+from p2p.swarm import Swarm
+
+from node import jobs
+from node.links import Links
+from node.origins.base import Origin
+from node.peers import Peers, join_pins
+from node.store import ChunkStore
+from node.tracker_client import TrackerClient
+from node.workers import WorkerPool
+from p2p import events, messages
+from p2p.ids import Chunk, short
+
+log = logging.getLogger(__name__)
+
+
+class Download:
+    """One swarm and everything that moves its chunks.
+
+    Args:
+      on_chunk: called with each chunk that is recorded as verified.
+      on_complete: called each time the swarm becomes complete.
+    """
+
+    def __init__(
+        self,
+        swarm: Swarm,
+        store: ChunkStore,
+        pool: WorkerPool,
+        peers: Peers,
+        links: Links,
+        tracker: TrackerClient,
+        origin: Origin | None,
+        on_chunk: Callable[[Chunk], None],
+        on_complete: Callable[[], None],
+    ) -> None:
+        self.swarm = swarm
+        self._store = store
+        self._pool = pool
+        self._peers = peers
+        self._links = links
+        self._tracker = tracker
+        self._origin = origin
+        self._on_chunk = on_chunk
+        self._on_complete = on_complete
+        self._queue: deque[events.Event] = deque()
+        self._feeding = False
+        self._changed = trio.Event()
+        self._fetch_load = [0] * pool.count
+        self._fetch_worker: dict[Chunk, int] = {}
+        self.resumed_bytes = 0
+        self.last_origin_error = ""
+
+    def feed(self, event: events.Event) -> None:
+        """Give the swarm an event and carry out what it commands."""
+        self._queue.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._queue:
+                now = trio.current_time()
+                for command in self.swarm.handle(self._queue.popleft(), now):
+                    self._carry_out(command)
+        finally:
+            self._feeding = False
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Take the workers' reports and watch the swarm's deadlines until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_deadlines)
+            async for _worker, report in self._pool.reports:
+                self._take(report)
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            self._changed = trio.Event()
+            deadline = self.swarm.next_deadline()
+            with trio.move_on_at(deadline) if deadline < inf else trio.CancelScope():
+                await self._changed.wait()
+            if self.swarm.next_deadline() <= trio.current_time():
+                self.feed(events.DeadlinePassed())
+                await trio.lowlevel.checkpoint()
+
+    # -- commands ---------------------------------------------------------------------------------
+
+    def _carry_out(self, command: events.Command) -> None:
+        match command:
+            case events.Ask():
+                self._links.ask(command)
+            case events.CancelAsk(request, peer):
+                self._links.cancel(request, peer)
+            case events.Fetch(chunk):
+                self._fetch(chunk)
+            case events.Rehash(chunk, pin):
+                self._pool.submit(chunk % self._pool.count, jobs.RehashJob(chunk, pin))
+            case events.Connect(peer, addresses):
+                self._peers.connect(peer, addresses)
+            case events.Disconnect(peer, reason):
+                log.debug("disconnect peer=%s reason=%s", short(peer), reason)
+                self._peers.disconnect(peer)
+            case events.Complete():
+                self._on_complete()
+            case _:
+                self._tell(command)
+
+    def _tell(self, command: events.Command) -> None:
+        """Commands that are messages."""
+        match command:
+            case events.SendHave(peers, pins):
+                self._to_peers(peers, messages.Have(*join_pins(pins)))
+            case events.SendLost(peers, chunks):
+                self._to_peers(peers, messages.Lost(list(chunks)))
+            case events.SendFetching(peers, chunks):
+                self._to_peers(peers, messages.Fetching(list(chunks)))
+            case events.SendPins(peer, pins):
+                self._peers.send(peer, messages.PinsKnown(*join_pins(pins)))
+            case events.AskPins(None, chunks):
+                self._tracker.send(messages.PinsQuery(list(chunks)))
+            case events.AskPins(peer, chunks) if peer is not None:
+                self._peers.send(peer, messages.PinsQuery(list(chunks)))
+            case events.ReportCorruption(peer, chunk):
+                log.warning("corrupt chunk=%d from peer=%s: refused", chunk, short(peer))
+                self._peers.send(peer, messages.Corrupt(chunk))
+                self._tracker.send(messages.PeerReported(peer, chunk))
+            case events.ReportFetched(pins):
+                self._tracker.send(messages.Fetched(*join_pins(pins)))
+            case events.ReturnLease(chunk, text, fatal, retry_after_s):
+                self._tracker.send(messages.LeaseFailed(chunk, text, fatal, retry_after_s))
+
+    def _to_peers(self, peers: tuple[events.NodeId, ...], message: messages.Message) -> None:
+        for peer in peers:
+            self._peers.send(peer, message)
+
+    def _fetch(self, chunk: Chunk) -> None:
+        if self._origin is None:
+            text = "this node knows no origin: give it --origin URL"
+            self.feed(events.FetchFailed(chunk, text, fatal=True))
+            return
+        worker = min(range(len(self._fetch_load)), key=lambda i: (self._fetch_load[i], i))
+        self._fetch_load[worker] += 1
+        self._fetch_worker[chunk] = worker
+        self._pool.submit(worker, self._origin.fetch_job(self._store.manifest, chunk))
+
+    def _fetch_ended(self, chunk: Chunk) -> None:
+        worker = self._fetch_worker.pop(chunk, None)
+        if worker is not None:
+            self._fetch_load[worker] -= 1
+
+    # -- reports ----------------------------------------------------------------------------------
+
+    def _take(self, report: jobs.Report) -> None:
+        match report:
+            case jobs.Got():
+                self._got(report)
+            case jobs.AskEnded():
+                self._ask_ended(report)
+            case jobs.FetchEnded(chunk, text, fatal, retry_after_s, no_space):
+                self._fetch_ended(chunk)
+                if no_space:
+                    log.warning("no space for chunk=%d in the cache dir", chunk)
+                    self.feed(events.SpaceExhausted(chunk))
+                else:
+                    self.last_origin_error = text
+                    log.warning("origin fetch failed chunk=%d error=%s", chunk, text)
+                    self.feed(events.FetchFailed(chunk, text, fatal, retry_after_s or None))
+            case jobs.Damaged(chunk):
+                log.warning("damaged chunk=%d in the cache: dropped, to be fetched again", chunk)
+                self._store.forget(chunk)
+                self.feed(events.ChunkDamaged(chunk))
+            case jobs.LinkClosed(link, peer, _text):
+                self._links.closed(link, events.NodeId(peer))
+
+    def _got(self, report: jobs.Got) -> None:
+        source = events.Source(report.source)
+        if source is events.Source.ORIGIN:
+            self._fetch_ended(report.chunk)
+        if report.request:
+            self._links.ended(report.request)
+        if source is events.Source.DISK and report.chunk in self._store.suspects:
+            self.resumed_bytes += self._store.manifest.extent(report.chunk).length
+        self._store.record(report.chunk, report.pin, report.digests, report.checksum)
+        self.feed(events.ChunkVerified(report.chunk, source, report.pin, report.request))
+        self._on_chunk(report.chunk)
+
+    def _ask_ended(self, report: jobs.AskEnded) -> None:
+        self._links.ended(report.request)
+        match report.why:
+            case "corrupt":
+                self.feed(events.ChunkCorrupt(report.request))
+            case "busy":
+                self.feed(events.AskRefused(report.request, report.retry_after_s))
+            case "not_have":
+                self.feed(events.AskRefused(report.request, None))
+            case "no_space":
+                log.warning("no space for chunk=%d in the cache dir", report.chunk)
+                self.feed(events.SpaceExhausted(report.chunk))
+            case _:
+                self.feed(events.AskFailed(report.request, report.text))

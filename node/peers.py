@@ -1,0 +1,298 @@
+"""Control sessions with peers, and the listener for both kinds of connection. Decides nothing:
+every message becomes an event for the swarm, every command of the swarm a message.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import trio
+
+from node.config import Timeouts
+from node.links import Links
+from node.outbox import Outbox
+from p2p import connection, events, messages
+from p2p.connection import FrameStream
+from p2p.digest import DIGEST_BYTES
+from p2p.errors import ProtocolError, Refused, RemoteProtocolError
+from p2p.handshake import NONCE_BYTES
+from p2p.ids import Chunk, ManifestId, NodeId, short
+from p2p.messages import VERSION_HIGHEST, VERSION_LOWEST, Hello, Message
+from p2p.units import format_address, parse_address
+
+log = logging.getLogger(__name__)
+
+HANDSHAKES_AT_ONCE = 256  # connections nobody has vouched for yet
+
+FAILURES = (
+    OSError,
+    ProtocolError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.TooSlowError,
+)
+
+
+def join_pins(pairs: Iterable[tuple[Chunk, bytes]]) -> tuple[list[int], bytes]:
+    """Two fields of a message from chunks and pins."""
+    listed = list(pairs)
+    return [chunk for chunk, _ in listed], b"".join(pin for _, pin in listed)
+
+
+def split_pins(chunks: list[int], pins: bytes, chunk_count: int) -> tuple[tuple[Chunk, bytes], ...]:
+    """The inverse of `join_pins`.
+
+    Raises:
+      RemoteProtocolError: not 16 bytes a chunk, or no such chunk.
+    """
+    if len(pins) != len(chunks) * DIGEST_BYTES:
+        raise RemoteProtocolError(f"{len(pins)} bytes of pins for {len(chunks)} chunks")
+    return tuple(
+        (chunk, pins[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES])
+        for i, chunk in enumerate(check_chunks(chunks, chunk_count))
+    )
+
+
+def check_chunks(chunks: list[int], chunk_count: int) -> tuple[Chunk, ...]:
+    """`chunks` as a tuple.
+
+    Raises:
+      RemoteProtocolError: the model has no such chunk.
+    """
+    if chunks and max(chunks) >= chunk_count:
+        raise RemoteProtocolError(f"chunk {max(chunks)} of {chunk_count}")
+    return tuple(chunks)
+
+
+class Peers:
+    """All control sessions of this node.
+
+    Args:
+      bitfield: gives what this node holds now, in wire form.
+      feed: takes events for the swarm.
+    """
+
+    def __init__(
+        self,
+        node: NodeId,
+        token: bytes,
+        timeouts: Timeouts,
+    ) -> None:
+        self._node = node
+        self._token = token
+        self._timeouts = timeouts
+        self._manifest_id: ManifestId | None = None
+        self._chunk_count = 0
+        self._bitfield: Callable[[], bytes] = bytes
+        self._feed: Callable[[events.Event], None] = lambda _event: None
+        self._handshakes = trio.CapacityLimiter(HANDSHAKES_AT_ONCE)
+        self._outboxes: dict[NodeId, Outbox] = {}
+        self._scopes: dict[NodeId, trio.CancelScope] = {}
+        self._addresses: dict[NodeId, tuple[str, ...]] = {}
+        self._nursery: trio.Nursery | None = None
+        self.links: Links | None = None
+        self.advertised: list[str] = []
+
+    def attach(
+        self,
+        manifest_id: ManifestId,
+        chunk_count: int,
+        bitfield: Callable[[], bytes],
+        feed: Callable[[events.Event], None],
+        links: Links,
+    ) -> None:
+        """The manifest is known: from here on peers are let in."""
+        self._manifest_id, self._chunk_count = manifest_id, chunk_count
+        self._bitfield, self._feed, self.links = bitfield, feed, links
+
+    async def serve(
+        self, listeners: list[trio.SocketListener], task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Accept connections until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.serve_listeners(self._accept, listeners, handler_nursery=self._nursery)
+
+    def _hello(self, role: str) -> Hello:
+        return Hello(
+            role, VERSION_LOWEST, VERSION_HIGHEST, self._node, os.urandom(NONCE_BYTES),
+            self._manifest_id or b"", self.advertised,
+        )  # fmt: skip
+
+    def _answer(self, theirs: Hello) -> Hello:
+        if theirs.role not in ("control", "data"):
+            raise Refused("role", f"this is a node: it has no answer to role {theirs.role!r}")
+        if self._manifest_id is None:
+            raise Refused("busy", "this node does not know its manifest yet")
+        if theirs.manifest != self._manifest_id:
+            raise Refused("manifest", f"this node shares revision {short(self._manifest_id)}")
+        if theirs.node == self._node:
+            raise Refused("role", "this node dialled itself")
+        return self._hello(theirs.role)
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        frames = FrameStream(stream)
+        try:
+            async with self._handshakes:
+                hello = await connection.listen(frames, self._token, self._answer)
+            peer = NodeId(hello.node)
+            if hello.role == "data":
+                assert self.links is not None
+                self.links.accept(peer, stream)
+                return
+            self._addresses[peer] = tuple(hello.addresses)
+            await self._session(peer, frames)
+        except FAILURES as error:
+            name = stream.socket.getpeername()[0] if stream.socket.fileno() >= 0 else "closed"
+            level = logging.WARNING if isinstance(error, ProtocolError) else logging.DEBUG
+            if isinstance(error, Refused) and error.code in ("busy", "manifest"):
+                level = logging.DEBUG
+            log.log(level, "connection refused from=%s error=%s", name, error)
+            await frames.aclose()
+
+    async def _dial(self, peer: NodeId, role: str) -> FrameStream:
+        """Dial each address of a peer in turn and shake hands.
+
+        Raises:
+          one of FAILURES, of the last address
+        """
+        failure: BaseException = OSError("the peer has no address")
+        for address in self._addresses.get(peer, ()):
+            host, port = parse_address(address)
+            try:
+                with trio.fail_after(self._timeouts.connect_s):
+                    stream = await trio.open_tcp_stream(host, port)
+                frames = FrameStream(stream)
+                try:
+                    hello = await connection.dial(frames, self._token, self._hello(role))
+                    if hello.node != peer:
+                        raise Refused("role", f"another node answers at {address}")
+                except BaseException:
+                    await frames.aclose()
+                    raise
+                return frames
+            except FAILURES as error:
+                failure = error
+        raise failure
+
+    async def dial_data(self, peer: NodeId) -> trio.SocketStream:
+        """An authenticated data connection to a peer; raises one of FAILURES."""
+        return (await self._dial(peer, "data")).stream
+
+    def connect(self, peer: NodeId, addresses: tuple[str, ...]) -> None:
+        """Make a control session; PeerReady or PeerLost follows."""
+        assert self._nursery is not None
+        self._addresses[peer] = addresses
+        self._nursery.start_soon(self._connect, peer)
+
+    async def _connect(self, peer: NodeId) -> None:
+        try:
+            frames = await self._dial(peer, "control")
+        except FAILURES as error:
+            log.debug("no session peer=%s error=%s", short(peer), error)
+            self._feed(events.PeerLost(peer))
+            return
+        await self._session(peer, frames)
+
+    async def _session(self, peer: NodeId, frames: FrameStream) -> None:
+        """Run a control session to its end. A newer session with the same peer replaces it."""
+        if peer in self._scopes:
+            self._scopes[peer].cancel()
+        frames.unbounded()
+        outbox = Outbox()
+        outbox.put(messages.BitfieldMessage(self._bitfield()))
+        reason = "closed"
+        with trio.CancelScope() as scope:
+            self._scopes[peer], self._outboxes[peer] = scope, outbox
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(
+                        partial(outbox.run, frames, messages.Ping(), self._timeouts.ping_s)
+                    )
+                    await self._read(peer, frames)
+                    nursery.cancel_scope.cancel()
+            except* FAILURES as group:
+                reason = str(group.exceptions[0])
+        with trio.CancelScope(shield=True):
+            await frames.aclose()
+        if self._scopes.get(peer) is scope:
+            del self._scopes[peer], self._outboxes[peer]
+            log.debug("session ended peer=%s reason=%s", short(peer), reason)
+            self._feed(events.PeerLost(peer))
+
+    async def _read(self, peer: NodeId, frames: FrameStream) -> None:
+        ready = False
+        while True:
+            with trio.fail_after(self._timeouts.silence_s):
+                message = await frames.receive()
+            if message is None:
+                return
+            if not ready:
+                if not isinstance(message, messages.BitfieldMessage):
+                    raise RemoteProtocolError(f"a session starts with bitfield, not {message.TYPE}")
+                if len(message.bits) != (self._chunk_count + 7) // 8:
+                    raise RemoteProtocolError(f"a bitfield of {len(message.bits)} bytes")
+                ready = True
+                self._feed(events.PeerReady(peer, message.bits))
+            elif (event := self._event(peer, message)) is not None:
+                self._feed(event)
+
+    def _event(self, peer: NodeId, message: Message) -> events.Event | None:
+        count = self._chunk_count
+        match message:
+            case messages.Have(chunks, pins):
+                return events.PeerHas(peer, split_pins(chunks, pins, count))
+            case messages.Lost(chunks):
+                return events.PeerLostChunks(peer, check_chunks(chunks, count))
+            case messages.Fetching(chunks):
+                return events.PeerFetches(peer, check_chunks(chunks, count))
+            case messages.PinsQuery(chunks):
+                return events.PeerAsksPins(peer, check_chunks(chunks, count))
+            case messages.PinsKnown(chunks, pins):
+                return events.PinsLearned(split_pins(chunks, pins, count), peer)
+            case messages.Corrupt(chunk):
+                return events.CorruptionReported(peer, check_chunks([chunk], count)[0])
+            case messages.Bye():
+                return events.PeerLeaves(peer)
+            case messages.Ping():
+                return None
+        raise RemoteProtocolError(f"{message.TYPE} does not belong between peers")
+
+    def send(self, peer: NodeId, message: Message) -> None:
+        """Queue a message; a peer without a session is skipped."""
+        outbox = self._outboxes.get(peer)
+        if outbox is not None:
+            outbox.put(message)
+
+    def disconnect(self, peer: NodeId) -> None:
+        """End the session and all data connections with a peer."""
+        if peer in self._scopes:
+            self._scopes[peer].cancel()
+        if self.links is not None:
+            self.links.close_peer(peer)
+
+    def say_bye(self) -> None:
+        """Tell every peer that we leave."""
+        for peer in sorted(self._outboxes):
+            self.send(peer, messages.Bye())
+
+
+async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
+    """Listen for peers.
+
+    Raises:
+      OSError: the address is in use or not ours.
+    """
+    return await trio.open_tcp_listeners(port, host=host, backlog=1024)
+
+
+def bound_address(listeners: list[trio.SocketListener]) -> tuple[str, int]:
+    """Host and port of the first listener."""
+    name = listeners[0].socket.getsockname()
+    return name[0], name[1]
+
+
+def address_text(address: tuple[str, int]) -> str:
+    """HOST:PORT."""
+    return format_address(*address)

@@ -1,0 +1,119 @@
+"""What one node shows to people: its progress, its status, its report. Holds no secret."""
+
+import resource
+from typing import Any
+
+from node.config import JoinConfig
+from node.download import Download
+from node.peers import Peers
+from node.progress import Snapshot
+from node.report import Report
+from node.tracker_client import TrackerClient
+from node.workers import WorkerPool
+from p2p.ids import NodeId
+from p2p.manifest import Manifest
+
+
+class View:
+    """Reads figures from the parts that keep them; `manifest` and `download` come when known."""
+
+    def __init__(
+        self,
+        config: JoinConfig,
+        node: NodeId,
+        pool: WorkerPool,
+        peers: Peers,
+        tracker: TrackerClient,
+    ) -> None:
+        self.config = config
+        self.node = node
+        self.pool = pool
+        self.peers = peers
+        self.tracker = tracker
+        self.report = Report()
+        self.manifest: Manifest | None = None
+        self.download: Download | None = None
+        self.started_at = 0.0
+        self.adopted_bytes = 0
+        """read from existing files by workers, which count them as origin bytes"""
+
+    @property
+    def origin_bytes(self) -> int:
+        """Body bytes received from the origin in this run."""
+        return max(0, self.pool.totals().origin_bytes - self.adopted_bytes)
+
+    def write_report(self) -> None:
+        """Bring the report up to date and write it, if a file was named."""
+        report, totals = self.report, self.pool.totals()
+        report.origin_bytes = self.origin_bytes
+        report.peer_bytes = totals.peer_bytes
+        report.served_bytes = totals.served_bytes
+        report.duplicate_bytes = totals.duplicate_bytes
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        report.cpu_seconds = round(usage.ru_utime + usage.ru_stime + totals.cpu_s, 3)
+        if self.download is not None:
+            report.resumed_bytes = self.download.resumed_bytes
+            report.corrupt_chunks = self.download.swarm.statistics().corrupt_chunks
+        if report.joined_at is not None:
+            report.started_at = max(report.joined_at, self.started_at)
+        if report.completed_at is not None and report.started_at is not None:
+            report.seconds = round(report.completed_at - report.started_at, 3)
+        if self.config.report is not None:
+            report.write(self.config.report)
+
+    def snapshot(self) -> Snapshot:
+        """What the progress display shows."""
+        totals = self.pool.totals()
+        statistics = self.download.swarm.statistics() if self.download else None
+        if self.manifest is None or statistics is None:
+            text = "waiting for the manifest" if self.tracker.connected else "waiting for a tracker"
+        else:
+            text = "" if self.tracker.connected else "no tracker: going on with known peers"
+        return Snapshot(
+            model=self.manifest.model if self.manifest else self.config.model or "",
+            total_bytes=self.manifest.total_bytes if self.manifest else 0,
+            held_bytes=self._held_bytes(),
+            origin_bytes=self.origin_bytes,
+            peer_bytes=totals.peer_bytes,
+            served_bytes=totals.served_bytes,
+            peers=statistics.peers if statistics else 0,
+            complete=self.report.complete,
+            waiting_for_space=bool(statistics and statistics.waiting_for_space),
+            suspects=len(self.download.swarm.suspects) if self.download else 0,
+            text=text,
+        )
+
+    def _held_bytes(self) -> int:
+        """Exact when complete; until then all chunks count as full ones, capped."""
+        if self.manifest is None or self.download is None:
+            return 0
+        held = self.download.swarm.held
+        if held.complete:
+            return self.manifest.total_bytes
+        return min(len(held) * self.manifest.chunk_bytes, self.manifest.total_bytes)
+
+    def status(self) -> dict[str, Any]:
+        """What `p2p-node status` and `/status` show; it holds no secret."""
+        snapshot = self.snapshot()
+        statistics = self.download.swarm.statistics() if self.download else None
+        return {
+            "node": self.node.hex(),
+            "model": snapshot.model,
+            "manifest_id": self.report.manifest_id,
+            "tracker_connected": self.tracker.connected,
+            "peers_at": self.peers.advertised,
+            "bytes": snapshot.total_bytes,
+            "held_bytes": snapshot.held_bytes,
+            "chunks": self.report.chunks,
+            "held_chunks": len(self.download.swarm.held) if self.download else 0,
+            "complete": snapshot.complete,
+            "origin_bytes": snapshot.origin_bytes,
+            "peer_bytes": snapshot.peer_bytes,
+            "served_bytes": snapshot.served_bytes,
+            "resumed_bytes": self.download.resumed_bytes if self.download else 0,
+            "corrupt_chunks": statistics.corrupt_chunks if statistics else 0,
+            "suspect_chunks": snapshot.suspects,
+            "peers": snapshot.peers,
+            "waiting_for_space": snapshot.waiting_for_space,
+            "workers": self.config.workers,
+        }
