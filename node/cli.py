@@ -36,38 +36,86 @@ def _optional(parse: Callable[[str], Any], text: str | None) -> Any:
 
 
 @main.command()
-@click.option("--tracker", envvar="P2P_TRACKER", required=True, metavar="HOST:PORT[,HOST:PORT]",
-              help="Trackers, tried in order.")  # fmt: skip
-@click.option("--origin", metavar="URL",
-              help="Where the model comes from [default: OSS_PATH, then the tracker's].")  # fmt: skip
+@click.option(
+    "--tracker",
+    envvar="P2P_TRACKER",
+    required=True,
+    metavar="HOST:PORT[,HOST:PORT]",
+    help="Trackers, tried in order.",
+)
+@click.option(
+    "--origin",
+    metavar="URL",
+    help="Where the model comes from [default: OSS_PATH, then the tracker's].",
+)
 @click.option("--model", metavar="NAME", help="The model's name [default: from the origin].")
-@click.option("--model-dir", type=click.Path(path_type=Path), envvar="MODEL_DIR", metavar="DIR",
-              help="Where the files appear, each when complete and verified.")  # fmt: skip
+@click.option(
+    "--model-dir",
+    type=click.Path(path_type=Path),
+    envvar="MODEL_DIR",
+    metavar="DIR",
+    help="Where the files appear, each when complete and verified.",
+)
 @click.option("--replace", is_flag=True, help="Overwrite existing files that differ.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), envvar="P2P_CACHE_DIR", metavar="DIR",
-              help="Chunks and journal [default: a hidden folder beside the model dir].")  # fmt: skip
-@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT",
-              help="For peers.")  # fmt: skip
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    envvar="P2P_CACHE_DIR",
+    metavar="DIR",
+    help="Chunks and journal [default: a hidden folder beside the model dir].",
+)
+@click.option(
+    "--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="For peers."
+)
 @click.option("--advertise", metavar="HOST:PORT", help="What peers are told to dial.")
-@click.option("--http", default="off", show_default=True, metavar="HOST:PORT|off",
-              help="This node's health and metrics.")  # fmt: skip
+@click.option(
+    "--http",
+    default="off",
+    show_default=True,
+    metavar="HOST:PORT|off",
+    help="This node's health and metrics.",
+)
 @click.option("--http-public", is_flag=True, help="Allow --http beyond loopback.")
 @click.option("--chunk-size", default="16MiB", show_default=True, metavar="SIZE")
 @click.option("--block-size", metavar="SIZE", help="[default: 1MiB, at most the chunk size]")
-@click.option("--token-file", type=click.Path(path_type=Path), envvar="P2P_TOKEN_FILE",
-              metavar="FILE", help="The cluster token [default: P2P_TOKEN].")  # fmt: skip
-@click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True,
-              help="Data workers; 0 moves bytes inside the control process.")  # fmt: skip
-@click.option("--until-complete", is_flag=True,
-              help="Exit 0 when everything is complete and verified.")  # fmt: skip
-@click.option("--linger", type=click.FloatRange(0), default=30.0, show_default=True,
-              metavar="SECONDS",
-              help="Then serve until no live node is incomplete, at most so long.")  # fmt: skip
-@click.option("--report", type=click.Path(path_type=Path), metavar="FILE",
-              help="JSON figures, written whole at completion and at exit.")  # fmt: skip
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    envvar="P2P_TOKEN_FILE",
+    metavar="FILE",
+    help="The cluster token [default: P2P_TOKEN].",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    default=1,
+    show_default=True,
+    help="Data workers; 0 moves bytes inside the control process.",
+)
+@click.option(
+    "--until-complete", is_flag=True, help="Exit 0 when everything is complete and verified."
+)
+@click.option(
+    "--linger",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Then serve until no live node is incomplete, at most so long.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON figures, written whole at completion and at exit.",
+)
 @click.option("--quiet", is_flag=True, help="No progress display.")
-@click.option("--log-level", default="warning", show_default=True,
-              type=click.Choice(["debug", "info", "warning", "error"]))  # fmt: skip
+@click.option(
+    "--log-level",
+    default="warning",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+)
 def join(**options: Any) -> None:
     """Join a swarm and hold its model."""
     level = options.pop("log_level")
@@ -160,8 +208,13 @@ def status(cache_dir: Path | None, model_dir: Path | None, as_json: bool) -> Non
 
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--cache-dir", type=click.Path(path_type=Path), envvar="P2P_CACHE_DIR", metavar="DIR",
-              help="[default: the hidden folder beside DIR]")  # fmt: skip
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    envvar="P2P_CACHE_DIR",
+    metavar="DIR",
+    help="[default: the hidden folder beside DIR]",
+)
 def verify(directory: Path, cache_dir: Path | None) -> None:
     """Hash what is in a model dir (or cache dir) again; exit 1 and name what is damaged."""
     from node.verify import verify_directory

@@ -1,4 +1,4 @@
-"""The session with the tracker: dial, join, listen, and dial again. Decides nothing about chunks."""
+"""The session with the tracker: dial, join, listen, dial again. Knows nothing about chunks."""
 
 import logging
 import os

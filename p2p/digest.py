@@ -23,3 +23,8 @@ def chunk_pin(digests: Sequence[bytes] | bytes) -> bytes:
     """The pin of a chunk from its blocks' digests, given in order, as a list or joined."""
     joined = digests if isinstance(digests, bytes) else b"".join(digests)
     return xxhash.xxh3_128_digest(joined)
+
+
+def rendezvous_weight(chunk: int, node: bytes) -> int:
+    """The weight of a node for a chunk in rendezvous hashing (Thaler, Ravishankar 1998)."""
+    return xxhash.xxh3_64_intdigest(chunk.to_bytes(8, "big") + node)

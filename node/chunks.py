@@ -1,0 +1,218 @@
+"""A worker's view of the store: chunks as mapped memory, verified block by block as bytes come."""
+
+import contextlib
+import errno
+import mmap
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+from node.statemap import MISSING, VERIFIED, StateMap
+from p2p.digest import DIGEST_BYTES, block_digest, chunk_pin
+from p2p.errors import P2PError, StoreFull
+from p2p.ids import Chunk
+from p2p.manifest import Manifest
+
+OPEN_FILES = 256  # descriptors kept for cache files; a model may have 100,000
+MADV_POPULATE_WRITE = 23  # Linux 5.14: fault a block's pages in with one call
+
+
+class ChunkMismatch(P2PError):
+    """Bytes do not match the pin."""
+
+
+class Chunks:
+    """The store's files, attached to by path."""
+
+    def __init__(self, directory: Path) -> None:
+        self.manifest = Manifest.decode((directory / "manifest").read_bytes())
+        self.map = StateMap(directory / "state")
+        self._files = directory / "files"
+        self._digests = os.open(directory / "digests", os.O_RDWR | os.O_CLOEXEC)
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self.map.close()
+        os.close(self._digests)
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def descriptor(self, file: int) -> int:
+        """A descriptor of a cache file, valid until the next call."""
+        if file in self._open:
+            self._open.move_to_end(file)
+            return self._open[file]
+        path = self._files / self.manifest.files[file].path
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except PermissionError:  # published files are read-only; this one is written again
+            path.chmod(0o644)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            finally:
+                path.chmod(0o444)
+        self._open[file] = descriptor
+        if len(self._open) > OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+    def digests(self, chunk: Chunk) -> bytes:
+        """The digests of all blocks of a held chunk."""
+        size = self.manifest.block_count(chunk) * DIGEST_BYTES
+        return os.pread(self._digests, size, self._digest_at(chunk))
+
+    def _digest_at(self, chunk: Chunk) -> int:
+        return chunk * self.manifest.blocks_per_chunk * DIGEST_BYTES
+
+    def store_digest(self, chunk: Chunk, block: int, digest: bytes) -> None:
+        """Keep a verified block's digest, before its byte in the state map says so."""
+        os.pwrite(self._digests, digest, self._digest_at(chunk) + block * DIGEST_BYTES)
+
+    def block_span(self, offset: int, length: int) -> tuple[int, int]:
+        """First block and end block of a range."""
+        size = self.manifest.block_bytes
+        return offset // size, -(-(offset + length) // size)
+
+    def verified(self, chunk: Chunk, offset: int, length: int) -> bool:
+        """Every block of the range is verified."""
+        first, end = self.block_span(offset, length)
+        return MISSING not in self.map.blocks(chunk, first, end)
+
+    def missing_range(self, chunk: Chunk) -> tuple[int, int]:
+        """Offset and end, in the chunk, from its first missing block to its last; equal if none."""
+        states = self.map.blocks(chunk, 0, self.manifest.block_count(chunk))
+        if MISSING not in states:
+            return 0, 0
+        size = self.manifest.block_bytes
+        end = (states.rindex(MISSING) + 1) * size
+        return states.index(MISSING) * size, min(end, self.manifest.extent(chunk).length)
+
+    def allocate(self, chunk: Chunk) -> None:
+        """Take the chunk's space now, where its lack is an error and not a SIGBUS.
+
+        Raises:
+          StoreFull: there is none.
+        """
+        extent = self.manifest.extent(chunk)
+        try:
+            os.posix_fallocate(self.descriptor(extent.file), extent.offset, extent.length)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StoreFull(f"no space for chunk {chunk}: {error.strerror}") from error
+            raise
+
+    def mapped(self, chunk: Chunk) -> mmap.mmap:
+        """The chunk's bytes, writable. The caller closes it."""
+        extent = self.manifest.extent(chunk)
+        return mmap.mmap(
+            self.descriptor(extent.file), extent.length, mmap.MAP_SHARED, offset=extent.offset
+        )
+
+    def check(self, chunk: Chunk, block: int) -> bytes:
+        """The digest of a block as it is in the cache now."""
+        extent = self.manifest.extent(chunk)
+        at = block * self.manifest.block_bytes
+        size = min(self.manifest.block_bytes, extent.length - at)
+        return block_digest(os.pread(self.descriptor(extent.file), size, extent.offset + at))
+
+
+class Sink:
+    """One chunk's missing range as it arrives in order.
+
+    Write into `window()`, tell `advance` how much came; each block is verified when it is whole and
+    only then marked. Blocks that are verified already are never written: their bytes go to scratch.
+
+    Args:
+      expected: digests of all blocks, or None when the bytes themselves are the authority (origin)
+        or the chunk is one block whose pin is enough.
+      pin: what a chunk of one block must match, or None.
+    """
+
+    def __init__(self, chunks: Chunks, chunk: Chunk, pin: bytes | None) -> None:
+        self.chunk = chunk
+        self.duplicate_bytes = 0
+        self._chunks = chunks
+        self._pin = pin
+        self._expected: bytes | None = None
+        chunks.allocate(chunk)
+        self.start, self.end = chunks.missing_range(chunk)
+        self.position = self.start
+        self._map = chunks.mapped(chunk)
+        self._view = memoryview(self._map)
+        self._scratch: bytearray | None = None
+        self._enter_block()
+
+    def expect(self, digests: bytes) -> None:
+        """The digests of all blocks came.
+
+        Raises:
+          ChunkMismatch: they do not make the pin.
+        """
+        blocks = self._chunks.manifest.block_count(self.chunk)
+        if len(digests) != blocks * DIGEST_BYTES or chunk_pin(digests) != self._pin:
+            raise ChunkMismatch(f"the digests of chunk {self.chunk} do not match its pin")
+        self._expected = digests
+
+    def _enter_block(self) -> None:
+        size = self._chunks.manifest.block_bytes
+        self._block = self.position // size
+        self._block_end = min((self._block + 1) * size, self.end)
+        states = self._chunks.map.blocks(self.chunk, self._block, self._block + 1)
+        self._here = states == bytes([VERIFIED])
+        if self._here and self.position < self.end:
+            self._scratch = bytearray(size)
+        elif self.position < self.end:
+            with contextlib.suppress(OSError):  # an older kernel: pages are faulted in one by one
+                self._map.madvise(
+                    MADV_POPULATE_WRITE, self.position, self._block_end - self.position
+                )
+
+    def window(self) -> memoryview:
+        """Where the next bytes go: to the end of the current block at most."""
+        if self._here and self._scratch is not None:
+            return memoryview(self._scratch)[: self._block_end - self.position]
+        return self._view[self.position : self._block_end]
+
+    def advance(self, count: int) -> bool:
+        """`count` bytes are there; true when a block is whole.
+
+        Raises:
+          ChunkMismatch: the block is not what it should be. Nothing of it counts.
+        """
+        self.position += count
+        if self.position < self._block_end:
+            return False
+        if self._here:
+            self.duplicate_bytes += self._block_end - self._block * self._block_bytes
+        else:
+            self._verify()
+        self._enter_block()
+        return True
+
+    @property
+    def _block_bytes(self) -> int:
+        return self._chunks.manifest.block_bytes
+
+    def _verify(self) -> None:
+        with self._view[self._block * self._block_bytes : self._block_end] as block:
+            digest = block_digest(block)
+        if self._expected is not None:
+            at = self._block * DIGEST_BYTES
+            good = digest == self._expected[at : at + DIGEST_BYTES]
+        else:
+            good = self._pin is None or chunk_pin([digest]) == self._pin
+        if not good:
+            raise ChunkMismatch(f"block {self._block} of chunk {self.chunk} does not match")
+        self._chunks.store_digest(self.chunk, self._block, digest)
+        self._chunks.map.set(self.chunk, self._block, VERIFIED)
+
+    @property
+    def complete(self) -> bool:
+        """The missing range has come."""
+        return self.position >= self.end
+
+    def close(self) -> None:
+        """Unmap; what was verified stays."""
+        self._view.release()
+        self._map.close()

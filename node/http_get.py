@@ -1,0 +1,222 @@
+"""The strict ranged GET: one request on a connection, the head parsed by h11, the body raw.
+
+Anything but a 206 with the exact range, total and validator is an error before a byte of the body
+is read: a server that ignores Range answers with the whole object, up to hundreds of gigabytes.
+"""
+
+import re
+import socket
+import ssl
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit, urlunsplit
+
+import h11
+import trio
+
+from node import jobs
+from node.sockets import EndOfStream, receive_into, send_all, wait_low_water
+from p2p.errors import OriginError
+
+CONNECT_S = 5.0
+STALL_S = 10.0  # object stores take up to seconds to the first byte under load
+MAX_HEAD = 16 * 1024
+
+FATAL = frozenset({400, 401, 403, 404, 405, 410, 412, 416})
+
+
+def shown(url: str) -> str:
+    """A URL for logs and errors: no userinfo, no query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+class Wire:
+    """A connection to an origin, plain or TLS."""
+
+    def __init__(self, sock: socket.socket, tls: "trio.SSLStream[trio.SocketStream] | None"):
+        self._sock = sock
+        self._tls = tls
+
+    async def send(self, data: bytes) -> None:
+        """All of it."""
+        if self._tls is not None:
+            with trio.fail_after(STALL_S):
+                await self._tls.send_all(data)
+        else:
+            await send_all(self._sock, data, STALL_S)
+
+    async def receive(self, view: memoryview) -> int:
+        """At least one byte; raises EndOfStream, OSError, trio.TooSlowError."""
+        if self._tls is None:
+            return await receive_into(self._sock, view, STALL_S)
+        with trio.fail_after(STALL_S):
+            data = await self._tls.receive_some(len(view))
+        if not data:
+            raise EndOfStream
+        view[: len(data)] = data
+        return len(data)
+
+    async def receive_head(self) -> bytes:
+        """Some bytes of a response's head."""
+        if self._tls is not None:
+            with trio.fail_after(STALL_S):
+                return bytes(await self._tls.receive_some(MAX_HEAD))
+        while True:
+            try:
+                return self._sock.recv(MAX_HEAD)
+            except BlockingIOError:
+                await wait_low_water(self._sock, 1, STALL_S)
+
+    def close(self) -> None:
+        """At once."""
+        self._sock.close()
+
+
+async def open_wire(url: str) -> Wire:
+    """Connect to the host of a URL.
+
+    Raises:
+      OSError, trio.TooSlowError
+    """
+    parts = urlsplit(url)
+    host, tls = parts.hostname or "", parts.scheme == "https"
+    with trio.fail_after(CONNECT_S):
+        stream = await trio.open_tcp_stream(host, parts.port or (443 if tls else 80))
+        if tls:
+            context = ssl.create_default_context()
+            secure = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+            try:
+                await secure.do_handshake()
+            except trio.BrokenResourceError as error:
+                raise OSError(0, f"TLS: {error.__cause__}") from error
+            return Wire(stream.socket, secure)  # type: ignore[arg-type]
+    plain = socket.socket(fileno=stream.socket.detach())
+    plain.setblocking(False)
+    return Wire(plain, None)
+
+
+@dataclass(slots=True)
+class Body:
+    """A response whose head was accepted: `first` is what came of the body with it."""
+
+    first: bytes
+    keep_alive: bool
+
+
+def request_bytes(job: jobs.FetchJob, start: int, end: int) -> tuple[h11.Connection, bytes]:
+    """The request for bytes `start` to `end` (not included) of the object."""
+    parts = urlsplit(job.url)
+    headers = [("Host", parts.netloc.rpartition("@")[2]), ("Range", f"bytes={start}-{end - 1}")]
+    headers += [(name, value) for name, value in job.headers]
+    headers += [("Accept-Encoding", "identity"), ("User-Agent", "shoal")]
+    if job.etag and not job.etag.startswith("W/"):
+        headers.append(("If-Match", job.etag))
+    elif job.modified:
+        headers.append(("If-Unmodified-Since", job.modified))
+    target = parts.path or "/"
+    if parts.query:
+        target += "?" + parts.query
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+    request = h11.Request(method="GET", target=target, headers=headers)
+    data = connection.send(request) or b""
+    return connection, data + (connection.send(h11.EndOfMessage()) or b"")
+
+
+def retry_after_s(headers: dict[str, str]) -> float | None:
+    """The server's own hint: `x-oss-qos-delay-time` in ms, or Retry-After in seconds."""
+    delay = headers.get("x-oss-qos-delay-time", "")
+    if delay.isdecimal():
+        return int(delay) / 1000
+    after = headers.get("retry-after", "")
+    if after.isdecimal():
+        return float(after)
+    return None
+
+
+def check_head(
+    job: jobs.FetchJob, status: int, headers: dict[str, str], start: int, end: int
+) -> None:
+    """Accept exactly the 206 that was asked for.
+
+    Raises:
+      OriginError: anything else; it names the URL and what was wrong.
+    """
+    where = shown(job.url)
+    if status == 412:
+        raise OriginError(f"{where}: the object has changed at the origin (412)", fatal=True)
+    if status == 200:
+        raise OriginError(f"{where}: no range support: 200 to a range request", fatal=True)
+    if status != 206:
+        fatal = status in FATAL or 300 <= status < 400
+        hint = retry_after_s(headers)
+        raise OriginError(f"{where}: HTTP {status}", fatal=fatal, retry_after_s=hint)
+    wanted = f"bytes {start}-{end - 1}/{job.total}"
+    if headers.get("content-range", "").strip() != wanted:
+        raise OriginError(
+            f"{where}: Content-Range {headers.get('content-range')!r}, not {wanted!r}", fatal=True
+        )
+    if headers.get("content-length") != str(end - start):
+        raise OriginError(
+            f"{where}: Content-Length {headers.get('content-length')!r}, not {end - start}",
+            fatal=True,
+        )
+    if headers.get("content-encoding", "identity") != "identity":
+        raise OriginError(f"{where}: the body is encoded, though it was asked not to", fatal=True)
+    check_validator(job, headers, where)
+
+
+def check_validator(job: jobs.FetchJob, headers: dict[str, str], where: str) -> None:
+    """The response is of the revision that the manifest names.
+
+    Raises:
+      OriginError: it is not.
+    """
+    if job.etag and headers.get("etag") != job.etag:
+        raise OriginError(
+            f"{where}: the object has changed at the origin "
+            f"(ETag {headers.get('etag')!r}, not {job.etag!r})",
+            fatal=True,
+        )
+    if not job.etag and job.modified:
+        try:
+            same = parsedate_to_datetime(headers.get("last-modified", "")) == parsedate_to_datetime(
+                job.modified
+            )
+        except ValueError:
+            same = False
+        if not same:
+            raise OriginError(f"{where}: the object has changed at the origin", fatal=True)
+
+
+async def get(wire: Wire, job: jobs.FetchJob, start: int, end: int) -> Body:
+    """Send the request and accept the head.
+
+    Raises:
+      OriginError, OSError, trio.TooSlowError
+    """
+    connection, request = request_bytes(job, start, end)
+    await wire.send(request)
+    try:
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                data = await wire.receive_head()
+                if not data:
+                    raise EndOfStream
+                connection.receive_data(data)
+            elif isinstance(event, h11.Response):
+                break
+            elif not isinstance(event, h11.InformationalResponse):
+                raise OriginError(f"{shown(job.url)}: not an HTTP response", fatal=False)
+    except h11.RemoteProtocolError as error:
+        raise OriginError(f"{shown(job.url)}: bad HTTP response: {error}", fatal=False) from error
+    headers: dict[str, str] = {}
+    for name, value in event.headers:
+        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    check_head(job, event.status_code, headers, start, end)
+    first = b""
+    while isinstance(more := connection.next_event(), h11.Data):
+        first += bytes(more.data)
+    keep = not re.search("close", headers.get("connection", ""), re.IGNORECASE)
+    return Body(first, keep and event.http_version == b"1.1")

@@ -1,0 +1,85 @@
+"""Which blocks are verified, one byte each, mapped by the control process, workers and readers.
+
+Layout of CACHE/<manifest id>/state (little-endian, as the machine is):
+
+    offset  size
+         0     8  magic        "SHOALMAP"
+         8     4  version      1
+        12     4  generation   grows with each start of the node
+        16     4  chunks
+        20     4  stride       blocks of a full chunk
+        64   256  64 wake counters of 4 bytes: counter `chunk % 64` grows after each change of a
+                  block's byte, so that a reader can wait on it (futex)
+      4096     -  one byte a block, at chunk * stride + block: 0 missing, 1 verified
+
+One writer a byte: the worker that a chunk was given to. Bytes are plain stores; a reader that sees
+1 may read the block from the cache file.
+"""
+
+import mmap
+import struct
+from pathlib import Path
+
+from p2p.errors import StoreError
+from p2p.ids import Chunk
+
+MAGIC = b"SHOALMAP"
+VERSION = 1
+BODY = 4096
+COUNTERS_AT = 64
+COUNTERS = 64
+_HEAD = struct.Struct("<8sIIII")
+_COUNTER = struct.Struct("<I")
+
+MISSING, VERIFIED = 0, 1
+
+
+class StateMap:
+    """The mapped file. Made by the control process (`create`), opened by everyone else."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        magic, version, self.generation, self.chunks, self.stride = _HEAD.unpack_from(self._map)
+        if magic != MAGIC or version != VERSION:
+            raise StoreError(f"state map {path} is of an unknown version")
+
+    @classmethod
+    def create(cls, path: Path, chunks: int, stride: int) -> "StateMap":
+        """A map with all blocks missing; an old one of the same path is replaced."""
+        generation = 1
+        if path.exists():
+            data = path.read_bytes()[: _HEAD.size]
+            if len(data) == _HEAD.size and data.startswith(MAGIC):
+                generation = (_HEAD.unpack(data)[2] + 1) & 0xFFFF_FFFF
+        temporary = path.with_suffix(".new")
+        with temporary.open("wb") as file:
+            file.write(_HEAD.pack(MAGIC, VERSION, generation, chunks, stride))
+            file.truncate(BODY + chunks * stride)
+        temporary.replace(path)
+        return cls(path)
+
+    def set(self, chunk: Chunk, block: int, value: int) -> None:
+        """Change one block's byte, then wake its counter."""
+        self._map[BODY + chunk * self.stride + block] = value
+        self._wake(chunk)
+
+    def set_chunk(self, chunk: Chunk, blocks: int, value: int) -> None:
+        """Change the bytes of a chunk's blocks."""
+        start = BODY + chunk * self.stride
+        self._map[start : start + blocks] = bytes([value]) * blocks
+        self._wake(chunk)
+
+    def _wake(self, chunk: Chunk) -> None:
+        at = COUNTERS_AT + 4 * (chunk % COUNTERS)
+        (count,) = _COUNTER.unpack_from(self._map, at)
+        _COUNTER.pack_into(self._map, at, (count + 1) & 0xFFFF_FFFF)
+
+    def blocks(self, chunk: Chunk, first: int, end: int) -> bytes:
+        """The bytes of blocks `first` to `end`, not included."""
+        start = BODY + chunk * self.stride
+        return self._map[start + first : start + end]
+
+    def close(self) -> None:
+        """Unmap."""
+        self._map.close()

@@ -1,0 +1,282 @@
+"""A data worker: takes jobs, moves bytes, reports. The same loop runs in a process of its own
+(`python -m node.worker --fd N`) or, with `--workers 0`, inside the control process.
+"""
+
+import contextlib
+import json
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import trio
+
+from node import jobs
+from node.chunks import Chunks
+from node.downlink import FAILURES, Downlink, Received
+from node.fetch import Fetched, Fetcher
+from node.uplink import Served, Uplink
+from p2p.digest import chunk_pin
+from p2p.errors import P2PError, RemoteProtocolError
+from p2p.slots import UploadSlots
+
+log = logging.getLogger(__name__)
+
+DATAGRAM_BYTES = 128 * 1024  # a Got of 1024 blocks has 16 KiB of digests
+
+Arrival = tuple[jobs.Job, socket.socket | None]
+Send = Callable[[jobs.Report], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How much at once and how long; the same for all workers of a node."""
+
+    upload_slots: int = 8
+    """transfers at once, in all workers together; 2 to 8 made no difference (probe)"""
+    reserved_slots: int = 1
+    first_byte_s: float = 2.0
+    stall_s: float = 2.0
+    """no byte for so long: the peer is given up and its verified blocks are kept"""
+    figures_s: float = 0.25
+    """a lease lives by reported progress, announced every 0.5 s"""
+
+
+class Worker:
+    """The state of one worker: its store, its links, its fetches."""
+
+    def __init__(self, send: Send, settings: WorkerSettings) -> None:
+        self._tell = send
+        self._settings = settings
+        self._chunks: Chunks | None = None
+        self._fetcher: Fetcher | None = None
+        self._slots = UploadSlots(settings.upload_slots, settings.reserved_slots)
+        self._served, self._received, self._fetched = Served(), Received(), Fetched()
+        self._downlinks: dict[int, Downlink] = {}
+        self._scopes: dict[int, tuple[bytes, trio.CancelScope]] = {}
+        self._last: jobs.Figures | None = None
+
+    def _send(self, report: jobs.Report) -> None:
+        """Report, with the totals before it: who hears of a chunk knows its bytes."""
+        if isinstance(report, jobs.Got | jobs.FetchEnded | jobs.AskEnded):
+            self.send_figures()
+        self._tell(report)
+
+    async def run(self, arrivals: AsyncIterator[Arrival]) -> None:
+        """Work until `Stop` or the end of the jobs."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._report_figures)
+                async for job, sock in arrivals:
+                    if isinstance(job, jobs.Stop):
+                        break
+                    self._take(job, sock, nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            if self._fetcher is not None:
+                self._fetcher.close()
+            if self._chunks is not None:
+                self._chunks.close()
+
+    def _take(self, job: jobs.Job, sock: socket.socket | None, nursery: trio.Nursery) -> None:
+        match job:
+            case jobs.OpenModel(directory):
+                self._open(directory)
+            case jobs.AddDownlink(link, peer):
+                assert sock is not None
+                nursery.start_soon(self._downlink, link, peer, sock)
+            case jobs.AddUplink(link, peer):
+                assert sock is not None
+                nursery.start_soon(self._uplink, link, peer, sock)
+            case jobs.CloseLinks(peer):
+                for owner, scope in list(self._scopes.values()):
+                    if owner == peer:
+                        scope.cancel()
+            case jobs.AskJob():
+                self._ask(job, nursery)
+            case jobs.CancelJob(request):
+                for downlink in self._downlinks.values():
+                    with contextlib.suppress(OSError):
+                        if downlink.cancel(request):
+                            break
+            case jobs.FetchJob():
+                assert self._fetcher is not None
+                nursery.start_soon(self._fetcher.fetch, job)
+            case jobs.RehashJob(chunk, pin):
+                nursery.start_soon(self._rehash, chunk, pin)
+
+    def _open(self, directory: str) -> None:
+        try:
+            self._chunks = Chunks(Path(directory))
+        except (OSError, P2PError) as error:
+            self._send(jobs.OpenFailed(str(error)))
+            return
+        self._fetcher = Fetcher(self._chunks, self._fetched, self._send)
+        self._send(jobs.Opened(0))
+
+    def _ask(self, job: jobs.AskJob, nursery: trio.Nursery) -> None:
+        downlink = self._downlinks.get(job.link)
+        if downlink is None:
+            ended = jobs.AskEnded(job.request, job.chunk, "failed", 0.0, "the connection is gone")
+            self._send(ended)
+            return
+        try:
+            downlink.ask(job)
+        except OSError as error:
+            if job.link in self._scopes:
+                self._scopes[job.link][1].cancel()
+            log.debug("request not sent link=%d error=%s", job.link, error)
+
+    async def _downlink(self, link: int, peer: bytes, sock: socket.socket) -> None:
+        assert self._chunks is not None
+        settings = self._settings
+        downlink = Downlink(
+            sock, self._chunks, self._received, self._send,
+            settings.first_byte_s, settings.stall_s,
+        )  # fmt: skip
+        self._downlinks[link] = downlink
+        text = await self._hold(link, peer, sock, downlink.run)
+        del self._downlinks[link]
+        downlink.fail(text)
+        self._send(jobs.LinkClosed(link, peer, text))
+
+    async def _uplink(self, link: int, peer: bytes, sock: socket.socket) -> None:
+        assert self._chunks is not None
+        uplink = Uplink(sock, self._chunks, self._slots, self._served, 30.0)
+        text = await self._hold(link, peer, sock, uplink.run)
+        self._send(jobs.LinkClosed(link, peer, text))
+
+    async def _hold(
+        self, link: int, peer: bytes, sock: socket.socket, run: Callable[[], object]
+    ) -> str:
+        """Run a link to its end; returns why it ended."""
+        text = "closed"
+        with trio.CancelScope() as scope, sock:
+            self._scopes[link] = (peer, scope)
+            try:
+                await run()  # type: ignore[misc]
+            except* FAILURES as group:
+                error: BaseException = group
+                while isinstance(error, BaseExceptionGroup):
+                    error = error.exceptions[0]
+                slow = isinstance(error, trio.TooSlowError)
+                text = "no byte came in time" if slow else str(error)
+                if isinstance(error, RemoteProtocolError):
+                    log.warning("data connection closed peer=%s error=%s", peer.hex()[:8], error)
+            finally:
+                del self._scopes[link]
+                trio.lowlevel.notify_closing(sock)
+        return text
+
+    async def _rehash(self, chunk: int, pin: bytes) -> None:
+        assert self._chunks is not None
+        blocks = self._chunks.manifest.block_count(chunk)
+        digests = []
+        for block in range(blocks):
+            digests.append(self._chunks.check(chunk, block))
+            await trio.lowlevel.checkpoint()
+        if chunk_pin(digests) != pin:
+            self._chunks.map.set_chunk(chunk, blocks, 0)
+            self._send(jobs.Damaged(chunk))
+            return
+        for block, digest in enumerate(digests):
+            self._chunks.store_digest(chunk, block, digest)
+        self._chunks.map.set_chunk(chunk, blocks, 1)
+        self._send(jobs.Got(chunk, "disk", 0, pin, b"".join(digests), b""))
+
+    async def _report_figures(self) -> None:
+        while True:
+            self.send_figures()
+            await trio.sleep(self._settings.figures_s)
+
+    def send_figures(self) -> None:
+        """Tell the totals, if they changed."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        figures = jobs.Figures(
+            self._fetched.bytes,
+            self._received.bytes,
+            self._served.bytes,
+            self._received.duplicate_bytes + self._fetched.duplicate_bytes,
+            self._slots.busy_count,
+            usage.ru_utime + usage.ru_stime,
+            [[chunk, count] for chunk, count in self._fetched.under_way.items()],
+        )
+        last = self._last
+        moved = last is None or (
+            (figures.origin_bytes, figures.peer_bytes, figures.served_bytes, figures.fetching)
+            != (last.origin_bytes, last.peer_bytes, last.served_bytes, last.fetching)
+        )
+        if moved:
+            self._last = figures
+            self._tell(figures)
+
+
+class Pipe:
+    """The worker's end of the control socket: datagrams in, with descriptors, and out."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = trio.socket.from_stdlib_socket(sock)
+        self._out: list[bytes] = []
+        self._filled = trio.Event()
+
+    def send(self, report: jobs.Report) -> None:
+        """Queue a report."""
+        self._out.append(jobs.encode(report))
+        self._filled.set()
+
+    async def write(self) -> None:
+        """Write what is queued, for ever."""
+        while True:
+            while self._out:
+                batch, self._out = self._out, []
+                for data in batch:
+                    await self._sock.send(data)
+            self._filled = trio.Event()
+            await self._filled.wait()
+
+    async def arrivals(self) -> AsyncIterator[Arrival]:
+        """Jobs, until the control process is gone."""
+        space = socket.CMSG_SPACE(4)
+        while True:
+            data, ancillary, _, _ = await self._sock.recvmsg(DATAGRAM_BYTES, space)
+            if not data:
+                return
+            sock = None
+            for level, kind, payload in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    sock = socket.socket(fileno=int.from_bytes(payload[:4], sys.byteorder))
+                    sock.setblocking(False)
+            job = jobs.decode(data)
+            yield job, sock  # type: ignore[misc]
+
+
+async def _process(descriptor: int, settings: WorkerSettings) -> None:
+    pipe = Pipe(socket.socket(fileno=descriptor))
+    worker = Worker(pipe.send, settings)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pipe.write)
+        await worker.run(pipe.arrivals())
+        nursery.cancel_scope.cancel()
+
+
+def main() -> None:
+    """`python -m node.worker FD SETTINGS-JSON`; started by `node.workers` only."""
+    descriptor, settings = int(sys.argv[1]), WorkerSettings(**json.loads(sys.argv[2]))
+    logging.basicConfig(level=sys.argv[3], format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the control process says when to stop
+    with contextlib.suppress(ConnectionError):
+        trio.run(_process, descriptor, settings)
+
+
+def arguments(settings: WorkerSettings) -> list[str]:
+    """The command line after the descriptor."""
+    level = logging.getLevelName(logging.getLogger().getEffectiveLevel())
+    return [json.dumps(asdict(settings)), level]
+
+
+if __name__ == "__main__":
+    main()

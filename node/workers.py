@@ -1,0 +1,246 @@
+"""The pool of data workers: starts them, restarts them, and answers for those that died."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from math import inf
+
+import trio
+
+from node import jobs
+from node.worker import DATAGRAM_BYTES, Arrival, Worker, WorkerSettings, arguments
+from p2p.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+QUICK_DEATH_S = 2.0
+QUICK_DEATHS = 5
+STOP_S = 1.0
+
+NO_FIGURES = jobs.Figures(0, 0, 0, 0, 0, 0.0, [])
+
+
+def _add(one: jobs.Figures, other: jobs.Figures) -> jobs.Figures:
+    return jobs.Figures(
+        one.origin_bytes + other.origin_bytes,
+        one.peer_bytes + other.peer_bytes,
+        one.served_bytes + other.served_bytes,
+        one.duplicate_bytes + other.duplicate_bytes,
+        one.busy_count + other.busy_count,
+        one.cpu_s + other.cpu_s,
+        one.fetching + other.fetching,
+    )
+
+
+class _Handle:
+    """One worker as the pool sees it: what it was given, and what it has not answered."""
+
+    def __init__(self) -> None:
+        self.queue: deque[Arrival] = deque()
+        self.filled = trio.Event()
+        self.figures = NO_FIGURES
+        self.past = NO_FIGURES
+        self.model: jobs.OpenModel | None = None
+        self.links: dict[int, bytes] = {}
+        self.asks: dict[int, jobs.AskJob] = {}
+        self.fetches: dict[int, jobs.FetchJob] = {}
+        self.rehashes: dict[int, jobs.RehashJob] = {}
+
+    def put(self, job: jobs.Job, sock: socket.socket | None) -> None:
+        """Queue a job and remember what it owes."""
+        match job:
+            case jobs.OpenModel():
+                self.model = job
+            case jobs.AddDownlink(link, peer) | jobs.AddUplink(link, peer):
+                self.links[link] = peer
+            case jobs.AskJob():
+                self.asks[job.request] = job
+            case jobs.FetchJob():
+                self.fetches[job.chunk] = job
+            case jobs.RehashJob():
+                self.rehashes[job.chunk] = job
+        self.queue.append((job, sock))
+        self.filled.set()
+
+    def settle(self, report: jobs.Report) -> None:
+        """A report came: strike what it answers."""
+        match report:
+            case jobs.Figures():
+                self.figures = report
+            case jobs.Got(chunk=chunk, source=source, request=request):
+                self.asks.pop(request, None)
+                if source == "origin":
+                    self.fetches.pop(chunk, None)
+                elif source == "disk":
+                    self.rehashes.pop(chunk, None)
+            case jobs.AskEnded(request=request):
+                self.asks.pop(request, None)
+            case jobs.FetchEnded(chunk=chunk):
+                self.fetches.pop(chunk, None)
+            case jobs.Damaged(chunk):
+                self.rehashes.pop(chunk, None)
+            case jobs.LinkClosed(link=link):
+                self.links.pop(link, None)
+
+    def died(self) -> list[jobs.Report]:
+        """Answers to everything that the dead worker owed; hashing is simply done again."""
+        text = "a data worker died"
+        lost: list[jobs.Report] = [
+            jobs.AskEnded(job.request, job.chunk, "failed", 0.0, text) for job in self.asks.values()
+        ]
+        lost += [jobs.FetchEnded(c, text, False, 0.0, False) for c in self.fetches]
+        lost += [jobs.LinkClosed(link, peer, text) for link, peer in self.links.items()]
+        again = list(self.rehashes.values())
+        for _, sock in self.queue:
+            if sock is not None:
+                sock.close()
+        self.queue.clear()
+        self.asks, self.fetches, self.links = {}, {}, {}
+        self.past = _add(self.past, self.figures)
+        self.past.fetching.clear()
+        self.figures = NO_FIGURES
+        if self.model is not None:
+            self.put(self.model, None)
+        for job in again:
+            self.put(job, None)
+        return lost
+
+
+class WorkerPool:
+    """`count` workers; `reports` gives (worker, report) in the order they came.
+
+    Args:
+      workers: processes; 0 runs one worker inside this process.
+    """
+
+    def __init__(self, workers: int, settings: WorkerSettings) -> None:
+        self.count = max(1, workers)
+        self._inline = workers == 0
+        slots = -(-settings.upload_slots // self.count)
+        self._settings = WorkerSettings(
+            slots, settings.reserved_slots, settings.first_byte_s, settings.stall_s,
+            settings.figures_s,
+        )  # fmt: skip
+        self._handles = [_Handle() for _ in range(self.count)]
+        self._sender, self.reports = trio.open_memory_channel[tuple[int, jobs.Report]](inf)
+        self.pids: list[int | None] = [None] * self.count
+
+    def submit(self, worker: int, job: jobs.Job, sock: socket.socket | None = None) -> None:
+        """Queue a job, with a socket to hand over if it has one. Never waits."""
+        self._handles[worker].put(job, sock)
+
+    def totals(self) -> jobs.Figures:
+        """Figures of all workers, those that died included. With no processes, no CPU time: it is
+        this process's own."""
+        total = NO_FIGURES
+        for handle in self._handles:
+            total = _add(total, _add(handle.past, handle.figures))
+        if self._inline:
+            return jobs.Figures(
+                total.origin_bytes, total.peer_bytes, total.served_bytes, total.duplicate_bytes,
+                total.busy_count, 0.0, total.fetching,
+            )  # fmt: skip
+        return total
+
+    async def run(self) -> None:
+        """Keep the workers running until cancelled; then stop them.
+
+        Raises:
+          StoreError: a worker cannot be kept alive.
+        """
+        async with trio.open_nursery() as nursery:
+            for index in range(self.count):
+                nursery.start_soon(self._run_inline if self._inline else self._keep, index)
+
+    def _report(self, index: int, report: jobs.Report) -> None:
+        self._handles[index].settle(report)
+        if isinstance(report, jobs.OpenFailed):
+            raise StoreError(f"data worker: {report.text}")
+        if not isinstance(report, jobs.Figures | jobs.Opened):
+            self._sender.send_nowait((index, report))
+
+    async def _run_inline(self, index: int) -> None:
+        handle = self._handles[index]
+
+        async def arrivals():  # type: ignore[no-untyped-def]
+            while True:
+                while not handle.queue:
+                    handle.filled = trio.Event()
+                    await handle.filled.wait()
+                yield handle.queue.popleft()
+
+        worker = Worker(lambda report: self._report(index, report), self._settings)
+        self.pids[index] = os.getpid()
+        try:
+            await worker.run(arrivals())
+        finally:
+            worker.send_figures()
+
+    async def _keep(self, index: int) -> None:
+        deaths = 0
+        while True:
+            begin = trio.current_time()
+            await self._run_process(index)
+            deaths = deaths + 1 if trio.current_time() - begin < QUICK_DEATH_S else 1
+            if deaths >= QUICK_DEATHS:
+                raise StoreError("a data worker died five times in a row: see its messages above")
+            log.warning("data worker %d died: its transfers are lost, it is restarted", index)
+            for report in self._handles[index].died():
+                self._sender.send_nowait((index, report))
+            await trio.sleep(0.05 * deaths)
+
+    async def _run_process(self, index: int) -> None:
+        """One life of one worker process."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        with theirs:
+            process = await trio.lowlevel.open_process(
+                [
+                    sys.executable, "-m", "node.worker", str(theirs.fileno()),
+                    *arguments(self._settings),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        self.pids[index] = process.pid
+        pipe = trio.socket.from_stdlib_socket(ours)
+        handle = self._handles[index]
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write, pipe, handle)
+                await self._read(pipe, index)
+                nursery.cancel_scope.cancel()
+        except* OSError as group:
+            log.debug("data worker pipe index=%d error=%s", index, group.exceptions[0])
+        finally:
+            pipe.close()  # the worker sees the end of its jobs, and stops
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(STOP_S):
+                    await process.wait()
+                if process.returncode is None:
+                    process.send_signal(signal.SIGKILL)
+                    await process.wait()
+            self.pids[index] = None
+
+    async def _write(self, pipe: trio.socket.SocketType, handle: _Handle) -> None:
+        while True:
+            while handle.queue:
+                job, sock = handle.queue.popleft()
+                data = jobs.encode(job)
+                if sock is None:
+                    await pipe.send(data)
+                    continue
+                rights = sock.fileno().to_bytes(4, sys.byteorder)
+                with sock:
+                    await pipe.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            handle.filled = trio.Event()
+            await handle.filled.wait()
+
+    async def _read(self, pipe: trio.socket.SocketType, index: int) -> None:
+        while data := await pipe.recv(DATAGRAM_BYTES):
+            self._report(index, jobs.decode(data))  # type: ignore[arg-type]

@@ -1,0 +1,106 @@
+"""What a swarm remembers of each peer: how to reach it, and how far to trust it.
+
+    KNOWN --Connect--> DIALLING --PeerReady--> READY --PeerLost--> KNOWN (dialled again later)
+
+Of a pair, the node with the smaller id dials, so there is one session a pair.
+"""
+
+from dataclasses import dataclass
+from math import inf
+from random import Random
+
+from p2p.backoff import full_jitter
+from p2p.events import Command, Connect
+from p2p.ids import NodeId
+
+REDIAL_FIRST_S, REDIAL_CAP_S = 0.2, 2.0
+
+
+@dataclass(slots=True)
+class Peer:
+    """One other node of the swarm."""
+
+    node: NodeId
+    addresses: tuple[str, ...] = ()
+    offered: bool = False
+    ready: bool = False
+    complete: bool = False
+    dialling: bool = False
+    dial_at: float = inf
+    dial_attempt: int = 0
+    waits_until: float = 0.0
+    """not asked before then: it was busy, failed, or is in quarantine"""
+    failures: int = 0
+    strikes: int = 0
+    quarantined_until: float = 0.0
+    pins_asked_at: float = -inf
+
+
+class PeerBook:
+    """All peers that were ever offered or met, until they are withdrawn and gone."""
+
+    def __init__(self, me: NodeId, rng: Random) -> None:
+        self._me = me
+        self._rng = rng
+        self._peers: dict[NodeId, Peer] = {}
+
+    def __getitem__(self, node: NodeId) -> Peer:
+        if node not in self._peers:
+            self._peers[node] = Peer(node)
+        return self._peers[node]
+
+    def get(self, node: NodeId) -> Peer | None:
+        """A peer, if it is known."""
+        return self._peers.get(node)
+
+    def ready(self) -> list[Peer]:
+        """The peers with a session."""
+        return [peer for peer in self._peers.values() if peer.ready]
+
+    def everyone(self) -> list[Peer]:
+        """All of them."""
+        return list(self._peers.values())
+
+    def offer(self, node: NodeId, addresses: tuple[str, ...], now: float) -> None:
+        """The tracker says that this node lives."""
+        if node == self._me:
+            return
+        peer = self[node]
+        peer.addresses, peer.offered = addresses, True
+        if not peer.ready and not peer.dialling and peer.dial_at == inf and self._me < node:
+            peer.dial_at = now
+
+    def withdraw(self, node: NodeId) -> None:
+        """The tracker says that it left: it is not dialled again."""
+        peer = self._peers.get(node)
+        if peer is not None:
+            peer.offered, peer.dial_at = False, inf
+            self._forget_if_gone(peer)
+
+    def lost(self, node: NodeId, now: float) -> None:
+        """The session ended, or could not be made."""
+        peer = self[node]
+        peer.ready = peer.complete = peer.dialling = False
+        if peer.offered and self._me < node:
+            wait_s = full_jitter(peer.dial_attempt, REDIAL_FIRST_S, REDIAL_CAP_S, self._rng)
+            peer.dial_at, peer.dial_attempt = now + wait_s, peer.dial_attempt + 1
+        self._forget_if_gone(peer)
+
+    def _forget_if_gone(self, peer: Peer) -> None:
+        if not (peer.offered or peer.ready or peer.dialling):
+            del self._peers[peer.node]
+
+    def dial(self, now: float) -> list[Command]:
+        """The sessions that are due to be made."""
+        commands: list[Command] = []
+        for peer in self._peers.values():
+            if peer.dial_at <= now:
+                peer.dial_at, peer.dialling = inf, True
+                commands.append(Connect(peer.node, peer.addresses))
+        return commands
+
+    def next_deadline(self, now: float) -> float:
+        """When a peer is to be dialled, or may be asked again."""
+        waits = (peer.waits_until for peer in self._peers.values() if peer.waits_until > now)
+        dials = (peer.dial_at for peer in self._peers.values())
+        return min(min(waits, default=inf), min(dials, default=inf))

@@ -1,0 +1,194 @@
+"""Choose which chunk to request, and from which peer.
+
+Theory of operation
+-------------------
+A chunk is in exactly one of these states:
+
+    MISSING --reserve()--> IN FLIGHT --held()--> HELD
+       ^                       |                   |
+       '------- release() -----'---- dropped() ----'
+
+`pick` looks at a window of chunks in the manifest's order, from the earliest missing one on:
+rarest first over the whole model would make a streaming reader wait 1.7 times as long. Inside the
+window it takes the chunk that the fewest peers hold, and then the least loaded of its holders. Ties
+are broken by the caller's `Random`: if every node broke them by index, a fresh swarm would ask the
+one owner for the same chunk in unison.
+
+Peers sit in numbered slots, and `_holders[chunk]` is an int with a bit for each slot. So a holder
+with room is one `&`, and availability is one `bit_count`, whatever the number of peers. Peers that
+hold everything are kept apart, in one mask, so that a seeder costs nothing per chunk.
+"""
+
+from random import Random
+
+from p2p.bitfield import Bitfield
+from p2p.ids import Chunk, NodeId
+
+MISSING, IN_FLIGHT, HELD = 0, 1, 2
+
+
+class Picker:
+    """Who holds what, what is wanted, and who has room for a request.
+
+    Args:
+      order: all chunks, the most wanted first.
+      held: chunks that need no request.
+      window: how many places of `order` to look at, from the earliest missing chunk on.
+      per_peer: requests outstanding to one peer.
+    """
+
+    def __init__(
+        self, order: list[Chunk], held: Bitfield, window: int, per_peer: int, rng: Random
+    ) -> None:
+        self._order = order
+        self._window = window
+        self._per_peer = per_peer
+        self._rng = rng
+        self._state = bytearray(len(order))
+        self._holders = [0] * len(order)
+        self._complete_mask = 0
+        self._first = 0
+        self._slots: dict[NodeId, int] = {}
+        self._peers: list[NodeId | None] = []
+        self._load: list[int] = []
+        self._ready_mask = 0
+        for chunk in held:
+            self._state[chunk] = HELD
+
+    # -- peers ------------------------------------------------------------------------------------
+
+    def join(self, peer: NodeId, held: Bitfield) -> None:
+        """A peer is there; it may be asked at once."""
+        if peer in self._slots:
+            self.leave(peer)
+        slot = self._peers.index(None) if None in self._peers else len(self._peers)
+        if slot == len(self._peers):
+            self._peers.append(None)
+            self._load.append(0)
+        self._slots[peer], self._peers[slot], self._load[slot] = slot, peer, 0
+        bit = 1 << slot
+        self._ready_mask |= bit
+        if held.complete:
+            self._complete_mask |= bit
+        else:
+            for chunk in held:
+                self._holders[chunk] |= bit
+
+    def leave(self, peer: NodeId) -> None:
+        """A peer is gone; its requests are released by the caller."""
+        slot = self._slots.pop(peer, None)
+        if slot is None:
+            return
+        keep = ~(1 << slot)
+        self._peers[slot] = None
+        self._ready_mask &= keep
+        if self._complete_mask & ~keep:
+            self._complete_mask &= keep
+        else:
+            self._holders = [mask & keep for mask in self._holders]
+
+    def has(self, peer: NodeId, chunk: Chunk) -> None:
+        """The peer holds the chunk."""
+        if (slot := self._slots.get(peer)) is not None:
+            self._holders[chunk] |= 1 << slot
+
+    def lacks(self, peer: NodeId, chunk: Chunk) -> None:
+        """The peer does not hold the chunk, or is not to be asked for it."""
+        slot = self._slots.get(peer)
+        if slot is None:
+            return
+        bit = 1 << slot
+        if self._complete_mask & bit:
+            self._complete_mask &= ~bit
+            self._holders = [mask | bit for mask in self._holders]
+        self._holders[chunk] &= ~bit
+
+    def set_ready(self, peer: NodeId, ready: bool) -> None:
+        """Whether the peer may be asked (it is not busy, stalled or in quarantine)."""
+        if (slot := self._slots.get(peer)) is not None:
+            if ready:
+                self._ready_mask |= 1 << slot
+            else:
+                self._ready_mask &= ~(1 << slot)
+
+    def holders(self, chunk: Chunk) -> list[NodeId]:
+        """The peers that hold a chunk, ready or not."""
+        return self._named(self._holders[chunk] | self._complete_mask)
+
+    def is_held_by_any(self, chunk: Chunk) -> bool:
+        """At least one peer holds it."""
+        return bool(self._holders[chunk] | self._complete_mask)
+
+    def _named(self, mask: int) -> list[NodeId]:
+        return [
+            peer for slot, peer in enumerate(self._peers) if peer is not None and mask >> slot & 1
+        ]
+
+    # -- chunks -----------------------------------------------------------------------------------
+
+    def state(self, chunk: Chunk) -> int:
+        """MISSING, IN_FLIGHT or HELD."""
+        return self._state[chunk]
+
+    def reserve(self, chunk: Chunk, peer: NodeId | None = None) -> None:
+        """The chunk is under way, from a peer or (None) from elsewhere."""
+        self._state[chunk] = IN_FLIGHT
+        if peer is not None:
+            self._load[self._slots[peer]] += 1
+
+    def answered(self, peer: NodeId) -> None:
+        """A request to the peer is answered, well or not: it has room for another."""
+        if (slot := self._slots.get(peer)) is not None:
+            self._load[slot] = max(0, self._load[slot] - 1)
+
+    def release(self, chunk: Chunk) -> None:
+        """The chunk did not come: it is missing again."""
+        if self._state[chunk] == IN_FLIGHT:
+            self._state[chunk] = MISSING
+
+    def held(self, chunk: Chunk) -> None:
+        """The chunk is here."""
+        self._state[chunk] = HELD
+
+    def dropped(self, chunk: Chunk) -> None:
+        """The chunk was here and no longer is."""
+        self._state[chunk] = MISSING
+        self._first = 0
+
+    def window(self) -> list[Chunk]:
+        """The missing chunks of the window, not those in flight, the most wanted first."""
+        state, order, first = self._state, self._order, self._first
+        while first < len(order) and state[order[first]] == HELD:
+            first += 1
+        self._first = first
+        return [chunk for chunk in order[first : first + self._window] if not state[chunk]]
+
+    def pick(self, wanted: list[Chunk]) -> tuple[Chunk, NodeId] | None:
+        """The rarest chunk of `wanted` that a ready peer holds, and the least loaded such peer.
+
+        The caller sends a request and calls `reserve`.
+        """
+        ready = 0
+        for slot, load in enumerate(self._load):
+            if load < self._per_peer:
+                ready |= 1 << slot
+        ready &= self._ready_mask
+        if not ready:
+            return None
+        holders, complete = self._holders, self._complete_mask
+        rarest, best = 1 << 30, []
+        for chunk in wanted:
+            mask = holders[chunk] | complete
+            if mask & ready:
+                count = mask.bit_count()
+                if count < rarest:
+                    rarest, best = count, [chunk]
+                elif count == rarest:
+                    best.append(chunk)
+        if not best:
+            return None
+        chunk = self._rng.choice(best)
+        able = self._named((holders[chunk] | complete) & ready)
+        least = min(self._load[self._slots[peer]] for peer in able)
+        idle = [peer for peer in able if self._load[self._slots[peer]] == least]
+        return chunk, self._rng.choice(idle)

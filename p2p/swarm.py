@@ -1,0 +1,548 @@
+"""One model's download and upload: what to ask of whom, what to fetch, what to tell whom.
+
+`handle(event, now)` returns commands and never waits; `next_deadline()` says when to send it
+`DeadlinePassed`. A chunk's way:
+
+    LeasesGranted -> Fetch -> ChunkVerified(ORIGIN) -> ReportFetched, SendHave
+    PeerHas -> Ask -> ChunkVerified(PEER) -> SendHave
+
+Rules:
+ 1. A chunk is asked of one peer at a time, and only with a pin that was learned before.
+ 2. The first pin is kept; only the tracker overrules it, and then the chunk is hashed again.
+ 3. What a peer sent wrong is not asked of it again until it announces the chunk anew.
+ 4. An answer to a request that is not ours, or no longer ours, changes nothing.
+"""
+
+from dataclasses import dataclass
+from math import inf
+from random import Random
+
+from p2p import events as ev
+from p2p.backoff import full_jitter
+from p2p.bitfield import Bitfield
+from p2p.digest import rendezvous_weight
+from p2p.errors import RemoteProtocolError
+from p2p.events import Command, Source
+from p2p.ids import Chunk, NodeId
+from p2p.manifest import Manifest
+from p2p.peerbook import Peer, PeerBook
+from p2p.picker import HELD, MISSING, Picker
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much at once and how long, each with its reason."""
+
+    window: int = 64
+    """chunks ahead of the earliest missing one: 1 GiB at 16 MiB; whole-file rarest first makes a
+    streaming reader wait 1.7 x"""
+    asks_total: int = 12
+    """requests outstanding in all (the probe's best at 8 nodes)"""
+    asks_per_peer: int = 2
+    """one on the wire and one behind it, so that the link never idles between two"""
+    origin_fetches: int = 2
+    """leases at once: fewer idle the origin's link, more spread it thin"""
+    origin_tries: int = 3
+    """before a lease goes back to the tracker, whose other nodes may fare better"""
+    rehashes: int = 4
+    """chunks hashed at once after a restart"""
+    have_delay_s: float = 0.05
+    """chunks got from peers are announced in batches; 6,400 wake-ups a node otherwise"""
+    busy_cap_s: float = 2.0
+    failure_first_s: float = 0.5
+    failure_cap_s: float = 8.0
+    strikes: int = 2
+    quarantine_s: float = 60.0
+    pins_again_s: float = 1.0
+    ask_timeout_s: float = 30.0
+    """a worker notices a stall in 1 s; this is the net under it"""
+    space_retry_s: float = 2.0
+    lease_grace_s: float = 3.0
+    """after the tracker's loss its leases run out; then rendezvous hashing decides"""
+    rehash_again_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmStatistics:
+    """A swarm at one moment."""
+
+    held: int
+    complete: bool
+    peers: int
+    asks: int
+    fetches: int
+    suspects: int
+    corrupt_chunks: int
+    quarantined: int
+    waiting_for_space: bool
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """An origin fetch: under way, or waiting for its next try (`again_at`)."""
+
+    tries: int = 0
+    again_at: float = inf
+    leased: bool = True
+
+
+class Swarm:
+    """The state of one model at one node.
+
+    Args:
+      held: chunks that are verified and may be served. Owned by the swarm from here on.
+      suspects: chunks on disk, with their pins, that must be hashed before they count.
+      pins: every pin that is known already.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        node: NodeId,
+        held: Bitfield,
+        suspects: dict[Chunk, bytes],
+        pins: dict[Chunk, bytes],
+        rng: Random,
+        limits: Limits,
+    ) -> None:
+        self._manifest = manifest
+        self._node = node
+        self.held = held
+        self.suspects = suspects
+        self.pins = pins
+        self._rng = rng
+        self._limits = limits
+        self._picker = Picker(manifest.order, held, limits.window, limits.asks_per_peer, rng)
+        self._book = PeerBook(node, rng)
+        self._asks: dict[int, tuple[ev.Ask, float]] = {}
+        self._next_request = 1
+        self._fetches: dict[Chunk, _Fetch] = {}
+        self._waiting_leases: dict[Chunk, None] = {}
+        self._rehashing: dict[Chunk, float] = {}
+        self._to_rehash = sorted(suspects, reverse=True)
+        for chunk in suspects:
+            self._picker.reserve(chunk)
+        self._news: dict[Chunk, None] = {}
+        self._news_at = inf
+        self._tracker_lost_at: float = inf
+        self._peer_fetches: dict[NodeId, tuple[Chunk, ...]] = {}
+        self._space_at: float | None = None
+        self._origin_dead = False
+        self._corrupt_chunks = 0
+        self._completed = False
+        self._now = 0.0
+        self._out: list[Command] = []
+
+    # -- what others read -------------------------------------------------------------------------
+
+    @property
+    def fetching(self) -> tuple[Chunk, ...]:
+        """Leases that this node holds."""
+        return (*self._fetches, *self._waiting_leases)
+
+    @property
+    def wanted_leases(self) -> int:
+        """How many leases this node can hold at once in all."""
+        return 0 if self._space_at is not None else self._limits.origin_fetches
+
+    def statistics(self) -> SwarmStatistics:
+        """Figures for status, metrics and tests."""
+        return SwarmStatistics(
+            held=len(self.held),
+            complete=self._completed,
+            peers=len(self._book.ready()),
+            asks=len(self._asks),
+            fetches=len(self._fetches),
+            suspects=len(self.suspects),
+            corrupt_chunks=self._corrupt_chunks,
+            quarantined=sum(p.quarantined_until > self._now for p in self._book.everyone()),
+            waiting_for_space=self._space_at is not None,
+        )
+
+    def next_deadline(self) -> float:
+        """When `DeadlinePassed` is due; infinity when nothing is."""
+        times = [self._news_at, self._book.next_deadline(self._now)]
+        times += [fetch.again_at for fetch in self._fetches.values()]
+        times += [asked + self._limits.ask_timeout_s for _, asked in self._asks.values()]
+        if self._space_at is not None:
+            times.append(self._space_at)
+        if self._tracker_lost_at < inf and not self.held.complete:
+            ready = self._tracker_lost_at + self._limits.lease_grace_s
+            times.append(ready if ready > self._now else self._now + 0.5)
+        if self._pins_missing:
+            times.append(self._now + self._limits.pins_again_s)
+        return min(times)
+
+    def handle(self, event: ev.Event, now: float) -> list[Command]:
+        """Take an event; returns what is to be done, in order."""
+        self._now, self._out = now, []
+        self._take(event)
+        self._wake(now)
+        self._rehash_more()
+        self._ask_more()
+        self._fetch_alone()
+        self._out += self._book.dial(now)
+        self._check_complete()
+        return self._out
+
+    def _take(self, event: ev.Event) -> None:
+        match event:
+            case ev.ChunkVerified():
+                self._verified(event)
+            case ev.PeerHas(peer, pins):
+                self._peer_has(peer, pins)
+            case ev.AskRefused(request, retry_after_s):
+                self._refused(request, retry_after_s)
+            case ev.AskFailed(request, _):
+                self._ask_failed(request)
+            case ev.ChunkCorrupt(request):
+                self._corrupt(request)
+            case ev.LeasesGranted(chunks):
+                for chunk in chunks:
+                    self._leased(chunk)
+            case ev.FetchFailed():
+                self._fetch_failed(event)
+            case ev.PinsLearned(pins, peer):
+                for chunk, pin in pins:
+                    self._learn(chunk, pin, peer)
+            case ev.SpaceExhausted(chunk):
+                self._no_space(chunk)
+            case ev.ChunkDamaged(chunk):
+                self._damaged(chunk)
+            case ev.DeadlinePassed():
+                pass
+            case _:
+                self._take_of_others(event)
+
+    def _take_of_others(self, event: ev.Event) -> None:
+        match event:
+            case ev.TrackerFound():
+                self._tracker_lost_at = inf
+                self._peer_fetches.clear()
+            case ev.TrackerLost():
+                self._tracker_lost_at = min(self._tracker_lost_at, self._now)
+                self._tell_fetching()
+            case ev.PeersOffered(peers):
+                for node, addresses in peers:
+                    self._book.offer(node, addresses, self._now)
+            case ev.PeersWithdrawn(peers):
+                for node in peers:
+                    self._book.withdraw(node)
+            case ev.PeerReady(peer, bits):
+                self._peer_ready(peer, bits)
+            case ev.PeerLost(peer) | ev.PeerLeaves(peer):
+                self._peer_lost(peer)
+            case ev.PeerLostChunks(peer, chunks):
+                self._book[peer].complete = False
+                for chunk in chunks:
+                    self._picker.lacks(peer, chunk)
+            case ev.PeerFetches(peer, chunks):
+                self._peer_fetches[peer] = chunks
+            case ev.PeerAsksPins(peer, chunks):
+                known = tuple((c, self.pins[c]) for c in chunks if c in self.pins)
+                self._out.append(ev.SendPins(peer, known))
+            case ev.CorruptionReported(_, chunk):
+                self._suspect(chunk)
+
+    # -- peers ------------------------------------------------------------------------------------
+
+    def _peer_ready(self, node: NodeId, bits: bytes) -> None:
+        try:
+            held = Bitfield.from_bytes(bits, self._manifest.chunk_count)
+        except ValueError as error:
+            self._out.append(ev.Disconnect(node, str(RemoteProtocolError(str(error)))))
+            return
+        peer = self._book[node]
+        peer.ready, peer.dialling, peer.dial_attempt, peer.dial_at = True, False, 0, inf
+        peer.complete = held.complete
+        self._picker.join(node, held)
+        self._picker.set_ready(node, peer.waits_until <= self._now)
+        # Its bitfield and ours may have crossed with chunks that we announced to the others only.
+        if self._news:
+            self._tell_news()
+
+    def _peer_lost(self, node: NodeId) -> None:
+        for request, (ask, _) in list(self._asks.items()):
+            if ask.peer == node:
+                self._end_ask(request)
+        self._picker.leave(node)
+        self._peer_fetches.pop(node, None)
+        self._book.lost(node, self._now)
+
+    def _peer_has(self, node: NodeId, pins: tuple[tuple[Chunk, bytes], ...]) -> None:
+        for chunk, pin in pins:
+            self._learn(chunk, pin, node)
+            self._picker.has(node, chunk)
+        fetches = self._peer_fetches.get(node)
+        if fetches:
+            got = {chunk for chunk, _ in pins}
+            self._peer_fetches[node] = tuple(c for c in fetches if c not in got)
+
+    def _learn(self, chunk: Chunk, pin: bytes, peer: NodeId | None) -> None:
+        known = self.pins.get(chunk)
+        if known is None or len(known) != len(pin):
+            self.pins[chunk] = pin
+        elif known != pin and peer is None:
+            self.pins[chunk] = pin
+            self._suspect(chunk)
+        elif known != pin:
+            self._out.append(ev.AskPins(None, (chunk,)))
+
+    def _wait(self, peer: Peer, seconds: float) -> None:
+        """Ask the peer nothing for a while."""
+        peer.waits_until = max(peer.waits_until, self._now + seconds)
+        self._picker.set_ready(peer.node, False)
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def _end_ask(self, request: int) -> ev.Ask | None:
+        """The request is over; its chunk is missing unless it came. None: it was not ours."""
+        entry = self._asks.pop(request, None)
+        if entry is None:
+            return None
+        ask = entry[0]
+        self._picker.answered(ask.peer)
+        self._picker.release(ask.chunk)
+        if ask.chunk in self._waiting_leases and self._picker.state(ask.chunk) == MISSING:
+            del self._waiting_leases[ask.chunk]
+            self._start_fetch(ask.chunk)
+        return ask
+
+    def _refused(self, request: int, retry_after_s: float | None) -> None:
+        ask = self._end_ask(request)
+        if ask is None:
+            return
+        if retry_after_s is None:
+            self._picker.lacks(ask.peer, ask.chunk)
+        else:
+            wait_s = min(retry_after_s, self._limits.busy_cap_s) * (0.5 + self._rng.random())
+            self._wait(self._book[ask.peer], wait_s)
+
+    def _ask_failed(self, request: int) -> None:
+        ask = self._end_ask(request)
+        if ask is None:
+            return
+        peer = self._book.get(ask.peer)
+        if peer is not None and peer.ready and peer.waits_until <= self._now:
+            first, cap = self._limits.failure_first_s, self._limits.failure_cap_s
+            self._wait(peer, full_jitter(peer.failures, first, cap, self._rng))
+            peer.failures += 1
+
+    def _corrupt(self, request: int) -> None:
+        ask = self._end_ask(request)
+        if ask is None:
+            return
+        self._corrupt_chunks += 1
+        self._picker.lacks(ask.peer, ask.chunk)
+        self._out.append(ev.ReportCorruption(ask.peer, ask.chunk))
+        peer = self._book[ask.peer]
+        peer.strikes += 1
+        if peer.strikes >= self._limits.strikes:
+            peer.strikes = 0
+            peer.quarantined_until = self._now + self._limits.quarantine_s
+            self._wait(peer, self._limits.quarantine_s)
+
+    def _ask_more(self) -> None:
+        """Fill the pipelines, rarest first."""
+        if self._space_at is not None or self.held.complete:
+            self._pins_missing = False
+            return
+        wanted = self._picker.window()
+        unpinned = [chunk for chunk in wanted if chunk not in self.pins]
+        if unpinned:
+            wanted = [chunk for chunk in wanted if chunk in self.pins]
+        self._pins_missing = bool(unpinned) and self._ask_for_pins(unpinned)
+        while len(self._asks) < self._limits.asks_total:
+            picked = self._picker.pick(wanted)
+            if picked is None:
+                return
+            chunk, peer = picked
+            wanted.remove(chunk)
+            self._ask(chunk, peer)
+
+    def _ask(self, chunk: Chunk, peer: NodeId) -> None:
+        ask = ev.Ask(self._next_request, peer, chunk, self.pins[chunk])
+        self._next_request += 1
+        self._asks[ask.request] = (ask, self._now)
+        self._picker.reserve(chunk, peer)
+        self._out.append(ask)
+
+    _pins_missing = False
+
+    def _ask_for_pins(self, chunks: list[Chunk]) -> bool:
+        """Ask the holders of chunks whose pins never came; true if there is any such holder."""
+        by_peer: dict[NodeId, list[Chunk]] = {}
+        for chunk in chunks:
+            holders = self._picker.holders(chunk)
+            if holders:
+                by_peer.setdefault(self._rng.choice(holders), []).append(chunk)
+        for node, unknown in by_peer.items():
+            peer = self._book[node]
+            if peer.pins_asked_at + self._limits.pins_again_s <= self._now:
+                peer.pins_asked_at = self._now
+                self._out.append(ev.AskPins(node, tuple(unknown)))
+        return bool(by_peer)
+
+    # -- the origin -------------------------------------------------------------------------------
+
+    def _leased(self, chunk: Chunk) -> None:
+        state = self._picker.state(chunk)
+        if chunk in self._fetches:
+            self._fetches[chunk].leased = True
+        elif chunk in self.held:
+            self._out.append(ev.ReportFetched(((chunk, self.pins[chunk]),)))
+        elif state == MISSING:
+            self._start_fetch(chunk)
+        else:  # under way from a peer, or being hashed: fetched if that fails
+            self._waiting_leases[chunk] = None
+
+    def _start_fetch(self, chunk: Chunk, *, leased: bool = True) -> None:
+        self._fetches[chunk] = _Fetch(leased=leased)
+        self._picker.reserve(chunk)
+        self._out.append(ev.Fetch(chunk))
+
+    def _fetch_failed(self, event: ev.FetchFailed) -> None:
+        fetch = self._fetches.get(event.chunk)
+        if fetch is None:
+            return
+        fetch.tries += 1
+        if event.fatal or fetch.tries >= self._limits.origin_tries:
+            self._return_lease(event.chunk, event.text, event.fatal, event.retry_after_s or 0.0)
+        else:
+            wait_s = full_jitter(fetch.tries, 0.2, 2.0, self._rng)
+            fetch.again_at = self._now + max(wait_s, event.retry_after_s or 0.0)
+
+    def _return_lease(self, chunk: Chunk, text: str, fatal: bool, retry_after_s: float) -> None:
+        del self._fetches[chunk]
+        self._picker.release(chunk)
+        self._out.append(ev.ReturnLease(chunk, text, fatal, retry_after_s))
+
+    def _fetch_alone(self) -> None:
+        """No tracker: the rendezvous hash over live peers says who may fetch what."""
+        if (
+            self._now < self._tracker_lost_at + self._limits.lease_grace_s
+            or self._space_at is not None
+            or len(self._fetches) >= self._limits.origin_fetches
+        ):
+            return
+        nodes = [self._node, *(peer.node for peer in self._book.ready())]
+        taken = {chunk for chunks in self._peer_fetches.values() for chunk in chunks}
+        started = False
+        for chunk in self._picker.window():
+            if chunk in taken or self._picker.is_held_by_any(chunk):
+                continue
+            if max(nodes, key=lambda node: (rendezvous_weight(chunk, node), node)) == self._node:
+                self._start_fetch(chunk, leased=False)
+                started = True
+                if len(self._fetches) >= self._limits.origin_fetches:
+                    break
+        if started:
+            self._tell_fetching()
+
+    def _tell_fetching(self) -> None:
+        peers = tuple(peer.node for peer in self._book.ready())
+        if peers:
+            self._out.append(ev.SendFetching(peers, self.fetching))
+
+    # -- chunks -----------------------------------------------------------------------------------
+
+    def _verified(self, event: ev.ChunkVerified) -> None:
+        chunk = event.chunk
+        if event.request and (entry := self._asks.pop(event.request, None)) is not None:
+            ask = entry[0]
+            self._picker.answered(ask.peer)
+            if (peer := self._book.get(ask.peer)) is not None:
+                peer.failures = 0
+        if self.pins.setdefault(chunk, event.pin) != event.pin:
+            self._suspect(chunk, held=True)
+            return
+        self._rehashing.pop(chunk, None)
+        self.suspects.pop(chunk, None)
+        self._space_at = None
+        fresh = chunk not in self.held
+        self.held.add(chunk)
+        self._picker.held(chunk)
+        leased = self._fetches.pop(chunk, None) is not None or chunk in self._waiting_leases
+        self._waiting_leases.pop(chunk, None)
+        if leased or event.source is Source.ORIGIN:
+            self._out.append(ev.ReportFetched(((chunk, event.pin),)))
+        if fresh:
+            self._news[chunk] = None
+            if event.source is Source.ORIGIN:
+                self._tell_news()
+            else:
+                self._news_at = min(self._news_at, self._now + self._limits.have_delay_s)
+
+    def _tell_news(self) -> None:
+        peers = tuple(peer.node for peer in self._book.ready() if not peer.complete)
+        pins = tuple((chunk, self.pins[chunk]) for chunk in self._news if chunk in self.held)
+        if peers and pins:
+            self._out.append(ev.SendHave(peers, pins))
+        self._news.clear()
+        self._news_at = inf
+
+    def _suspect(self, chunk: Chunk, *, held: bool = False) -> None:
+        """A held chunk may be wrong: hash it again, at most once a second."""
+        if chunk not in self.held and not held:
+            return
+        last = self._rehashing.get(chunk, -inf)
+        if last + self._limits.rehash_again_s <= self._now:
+            self._rehashing[chunk] = self._now
+            self._out.append(ev.Rehash(chunk, self.pins[chunk]))
+
+    def _damaged(self, chunk: Chunk) -> None:
+        self._rehashing.pop(chunk, None)
+        was_held = chunk in self.held
+        self.suspects.pop(chunk, None)
+        self.held.discard(chunk)
+        self._news.pop(chunk, None)
+        self._completed = False
+        self._fetches.pop(chunk, None)
+        self._picker.dropped(chunk)
+        self._corrupt_chunks += 1
+        if was_held and (peers := tuple(peer.node for peer in self._book.ready())):
+            self._out.append(ev.SendLost(peers, (chunk,)))
+        if chunk in self._waiting_leases:
+            del self._waiting_leases[chunk]
+            self._start_fetch(chunk)
+
+    def _no_space(self, chunk: Chunk) -> None:
+        for request, (ask, _) in list(self._asks.items()):
+            if ask.chunk == chunk:
+                self._end_ask(request)
+        self._space_at = self._now + self._limits.space_retry_s
+        for leased in (chunk, *self._fetches):
+            if leased in self._fetches:
+                if leased == chunk or self._fetches[leased].again_at < inf:
+                    self._return_lease(leased, "no space in the cache dir", False, 2.0)
+
+    def _rehash_more(self) -> None:
+        while self._to_rehash and len(self._rehashing) < self._limits.rehashes:
+            chunk = self._to_rehash.pop()
+            if chunk in self.suspects:
+                self._rehashing[chunk] = self._now
+                self._out.append(ev.Rehash(chunk, self.suspects[chunk]))
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def _wake(self, now: float) -> None:
+        """Do what has become due."""
+        if self._news_at <= now:
+            self._tell_news()
+        if self._space_at is not None and self._space_at <= now:
+            self._space_at = None
+        for peer in self._book.ready():
+            self._picker.set_ready(peer.node, peer.waits_until <= now)
+        for chunk, fetch in self._fetches.items():
+            if fetch.again_at <= now:
+                fetch.again_at = inf
+                self._out.append(ev.Fetch(chunk))
+        for request, (ask, asked) in list(self._asks.items()):
+            if asked + self._limits.ask_timeout_s <= now:
+                self._out.append(ev.CancelAsk(request, ask.peer))
+                self._ask_failed(request)
+
+    def _check_complete(self) -> None:
+        if not self._completed and self.held.complete and not self.suspects:
+            self._completed = True
+            self._out.append(ev.Complete())
