@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from node import config as configuration
-from p2p.errors import P2PError, UsageError
+from p2p.errors import P2PError, UsageError, single_error
 from p2p.units import format_size, parse_address, parse_size
 
 
@@ -135,21 +135,10 @@ def join(**options: Any) -> None:
         return await Daemon(config).run()
 
     try:
-        code = trio.run(run, strict_exception_groups=True)
+        code = trio.run(run)
     except BaseExceptionGroup as group:
-        raise _single(group) from None
+        raise single_error(group) from None
     sys.exit(code)
-
-
-def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first mistake that we know in a group, or the group itself."""
-    known = group.subgroup(P2PError)
-    if known is None or group.subgroup(lambda e: not isinstance(e, P2PError | BaseExceptionGroup)):
-        return group
-    error: BaseException = known
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _join_config(options: dict[str, Any]) -> configuration.JoinConfig:

@@ -9,14 +9,13 @@ from collections import Counter
 from functools import partial
 
 import trio
-from p2p.exposure import check_exposure
-from p2p.swarm import Limits, Swarm
 
 from node import jobs
 from node.adopt import adopt_existing
 from node.config import JoinConfig, Timeouts
 from node.download import Download
 from node.links import Links
+from node.metrics import NodeCollector
 from node.origins.base import Origin, default_model, open_origin
 from node.peers import Peers, address_text, bound_address, open_listeners, split_pins
 from node.progress import show_progress
@@ -25,13 +24,16 @@ from node.status import serve_status
 from node.store import Cache, ChunkStore
 from node.tracker_client import TrackerClient
 from node.view import View
-from node.web import serve_web
-from node.workers import WorkerPool, WorkerSettings
+from node.worker import WorkerSettings
+from node.workers import WorkerPool
 from p2p import events, messages
 from p2p.errors import OriginError, P2PError, UsageError
+from p2p.exposure import check_exposure
 from p2p.ids import NodeId, short
 from p2p.manifest import Manifest, check_sizes
+from p2p.swarm import Limits, Swarm
 from p2p.units import format_size
+from p2p.web import serve_web
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,13 @@ class Daemon:
                 await self.nursery.start(self.peers.serve, listeners)
                 await self.nursery.start(serve_status, config.cache_dir, self.view.status)
                 if config.http is not None:
-                    await self.nursery.start(serve_web, config.http, self.view.status)
+                    await self.nursery.start(
+                        serve_web,
+                        config.http,
+                        self.view.status,
+                        lambda: self.report.complete,
+                        NodeCollector(self.view.status),
+                    )
                 log.info("node=%s peers at %s", short(self.node), address_text(bound))
                 self.nursery.start_soon(self.pool.run)
                 self.nursery.start_soon(self.tracker.run)
@@ -322,7 +330,7 @@ class Daemon:
         assert self.download is not None
         swarm, totals = self.download.swarm, self.pool.totals()
         bits = bytes(swarm.held)
-        received = dict(totals.fetching)
+        received = {lease[0]: lease[1] for lease in totals.fetching}
         fetching = list(swarm.fetching)
         statistics = swarm.statistics()
         self.tracker.send(

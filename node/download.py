@@ -10,7 +10,6 @@ from collections.abc import Callable
 from math import inf
 
 import trio
-from p2p.swarm import Swarm
 
 from node import jobs
 from node.links import Links
@@ -20,7 +19,8 @@ from node.store import ChunkStore
 from node.tracker_client import TrackerClient
 from node.workers import WorkerPool
 from p2p import events, messages
-from p2p.ids import Chunk, short
+from p2p.ids import Chunk, NodeId, short
+from p2p.swarm import Swarm
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Download:
             case events.ReturnLease(chunk, text, fatal, retry_after_s):
                 self._tracker.send(messages.LeaseFailed(chunk, text, fatal, retry_after_s))
 
-    def _to_peers(self, peers: tuple[events.NodeId, ...], message: messages.Message) -> None:
+    def _to_peers(self, peers: tuple[NodeId, ...], message: messages.Message) -> None:
         for peer in peers:
             self._peers.send(peer, message)
 
@@ -181,7 +181,7 @@ class Download:
                 self._store.forget(chunk)
                 self.feed(events.ChunkDamaged(chunk))
             case jobs.LinkClosed(link, peer, _text):
-                self._links.closed(link, events.NodeId(peer))
+                self._links.closed(link, NodeId(peer))
 
     def _got(self, report: jobs.Got) -> None:
         source = events.Source(report.source)

@@ -11,7 +11,6 @@ import trio
 
 from node.config import Timeouts
 from node.links import Links
-from node.outbox import Outbox
 from p2p import connection, events, messages
 from p2p.connection import FrameStream
 from p2p.digest import DIGEST_BYTES
@@ -19,6 +18,7 @@ from p2p.errors import ProtocolError, Refused, RemoteProtocolError
 from p2p.handshake import NONCE_BYTES
 from p2p.ids import Chunk, ManifestId, NodeId, short
 from p2p.messages import VERSION_HIGHEST, VERSION_LOWEST, Hello, Message
+from p2p.outbox import Outbox
 from p2p.units import format_address, parse_address
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The model dir: files under their final names, each when it is complete and verified, never before.
+"""The model dir: files under their final names, each when complete and verified, never before.
 
 A hard link into the cache where that is possible, else a copy. Nothing that we did not write is
 removed; a file that differs is replaced only when that was asked for.

@@ -8,7 +8,6 @@ from typing import Protocol
 import trio
 
 from node.config import Timeouts
-from node.outbox import Outbox
 from node.peers import FAILURES
 from p2p import connection, messages
 from p2p.connection import FrameStream
@@ -16,6 +15,7 @@ from p2p.errors import Refused, RemoteProtocolError
 from p2p.handshake import NONCE_BYTES
 from p2p.ids import NodeId
 from p2p.messages import VERSION_HIGHEST, VERSION_LOWEST, Hello, Message
+from p2p.outbox import Outbox
 from p2p.units import format_address
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from collections.abc import AsyncIterator
 from math import inf
 
 import trio
@@ -166,7 +167,7 @@ class WorkerPool:
     async def _run_inline(self, index: int) -> None:
         handle = self._handles[index]
 
-        async def arrivals():  # type: ignore[no-untyped-def]
+        async def arrivals() -> AsyncIterator[Arrival]:
             while True:
                 while not handle.queue:
                     handle.filled = trio.Event()

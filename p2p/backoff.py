@@ -9,5 +9,5 @@ from random import Random
 
 def full_jitter(attempt: int, first_s: float, cap_s: float, rng: Random) -> float:
     """Seconds before try `attempt` (from 0): at least a tenth of the interval, so never none."""
-    interval_s = min(cap_s, first_s * 2 ** min(attempt, 30))
+    interval_s = min(cap_s, first_s * 2.0 ** min(attempt, 30))
     return interval_s * (0.1 + 0.9 * rng.random())

@@ -78,3 +78,12 @@ class OriginError(P2PError):
 
 class TrackerUnavailable(P2PError):
     """None of the trackers in the list can be reached."""
+
+
+def single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of our own errors, if a group holds no other; else the group: a bug to be seen."""
+    others = group.subgroup(lambda error: not isinstance(error, P2PError | BaseExceptionGroup))
+    error: BaseException = group
+    while others is None and isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -39,6 +39,6 @@ class UploadSlots:
 
     @property
     def retry_after_s(self) -> float:
-        """When a slot is likely to be free: with n of them busy, one ends every n-th of a transfer."""
+        """When a slot is likely to be free: of n transfers, one ends every n-th of their time."""
         expected_s = self._seconds.value / max(1, self.used)
         return min(max(expected_s, RETRY_LOWEST_S), RETRY_HIGHEST_S)

@@ -26,7 +26,7 @@ from p2p.events import Command, Source
 from p2p.ids import Chunk, NodeId
 from p2p.manifest import Manifest
 from p2p.peerbook import Peer, PeerBook
-from p2p.picker import HELD, MISSING, Picker
+from p2p.picker import MISSING, Picker
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,9 +512,9 @@ class Swarm:
                 self._end_ask(request)
         self._space_at = self._now + self._limits.space_retry_s
         for leased in (chunk, *self._fetches):
-            if leased in self._fetches:
-                if leased == chunk or self._fetches[leased].again_at < inf:
-                    self._return_lease(leased, "no space in the cache dir", False, 2.0)
+            fetch = self._fetches.get(leased)
+            if fetch is not None and (leased == chunk or fetch.again_at < inf):
+                self._return_lease(leased, "no space in the cache dir", False, 2.0)
 
     def _rehash_more(self) -> None:
         while self._to_rehash and len(self._rehashing) < self._limits.rehashes:

@@ -1,4 +1,4 @@
-"""`http(s)://`: one file, or a folder whose server lists it as JSON (nginx `autoindex_format json`).
+"""`http(s)://`: one file, or a folder listed as JSON (nginx: `autoindex_format json`).
 
 httpx carries the control plane (listing, HEAD, the probe); chunks are read by the workers' strict
 ranged GET. Userinfo in the URL becomes an Authorization header, a query is kept for requests; both
@@ -27,6 +27,8 @@ TRIES = 5
 AT_ONCE = 16  # HEADs under way: a model has tens of files, some have thousands
 TIMEOUT_S = 10.0
 MODIFIED = "modified:"
+
+Paths = list[str]  # a class with a method `list` cannot say it in a signature
 
 
 def validator(headers: httpx.Headers) -> str:
@@ -69,7 +71,7 @@ class HttpOrigin:
             headers=[*headers, ("Accept-Encoding", "identity")], timeout=TIMEOUT_S
         ) as client:
             if self._folder:
-                paths: list[str] = []
+                paths: Paths = []
                 await self._list_folder(client, "", paths)
             else:
                 paths = [unquote(urlsplit(self.url).path.rpartition("/")[2])]
@@ -87,7 +89,7 @@ class HttpOrigin:
             await self._probe(client, files)
         return Manifest(model, self.url, files, chunk_bytes, block_bytes)
 
-    async def _list_folder(self, client: httpx.AsyncClient, prefix: str, paths: list[str]) -> None:
+    async def _list_folder(self, client: httpx.AsyncClient, prefix: str, paths: Paths) -> None:
         answer = await self._ask(client, "GET", self._request_url(prefix))
         try:
             entries: Any = answer.json()
