@@ -57,6 +57,7 @@ class TrackerClient:
         self._handler = handler
         self._timeouts = timeouts
         self._outbox: Outbox | None = None
+        self._leaving = False
 
     @property
     def connected(self) -> bool:
@@ -81,7 +82,8 @@ class TrackerClient:
                 try:
                     joined = await self._session(host, port)
                     attempt = 0
-                    log.warning("tracker session ended tracker=%s reason=%s", name, joined)
+                    level = logging.DEBUG if self._leaving else logging.WARNING
+                    log.log(level, "tracker session ended tracker=%s reason=%s", name, joined)
                     continue
                 except Refused as refusal:
                     if refusal.code in FATAL_REFUSALS:
@@ -135,7 +137,7 @@ class TrackerClient:
 
     async def say_bye(self, timeout_s: float) -> None:
         """Send a bye, and give it so long to leave."""
-        outbox = self._outbox
+        outbox, self._leaving = self._outbox, True
         if outbox is not None:
             outbox.put(messages.Bye())
             with trio.move_on_after(timeout_s):

@@ -234,7 +234,8 @@ class Pipe:
             while self._out:
                 batch, self._out = self._out, []
                 for data in batch:
-                    await self._sock.send(data)
+                    with contextlib.suppress(ConnectionError):  # the end comes to `arrivals` too
+                        await self._sock.send(data)
             self._filled = trio.Event()
             await self._filled.wait()
 
@@ -242,7 +243,10 @@ class Pipe:
         """Jobs, until the control process is gone."""
         space = socket.CMSG_SPACE(4)
         while True:
-            data, ancillary, _, _ = await self._sock.recvmsg(DATAGRAM_BYTES, space)
+            try:
+                data, ancillary, _, _ = await self._sock.recvmsg(DATAGRAM_BYTES, space)
+            except ConnectionError:
+                return
             if not data:
                 return
             sock = None
@@ -268,8 +272,7 @@ def main() -> None:
     descriptor, settings = int(sys.argv[1]), WorkerSettings(**json.loads(sys.argv[2]))
     logging.basicConfig(level=sys.argv[3], format="%(asctime)s %(levelname)s %(name)s %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the control process says when to stop
-    with contextlib.suppress(ConnectionError):
-        trio.run(_process, descriptor, settings)
+    trio.run(_process, descriptor, settings)
 
 
 def arguments(settings: WorkerSettings) -> list[str]:
