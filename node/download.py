@@ -120,7 +120,7 @@ class Download:
         """Commands that are messages."""
         match command:
             case events.SendHave(peers, pins):
-                self._to_peers(peers, messages.Have(*join_pins(pins)))
+                self._to_peers((*peers, *self._peers.unready), messages.Have(*join_pins(pins)))
             case events.SendLost(peers, chunks):
                 self._to_peers(peers, messages.Lost(list(chunks)))
             case events.SendFetching(peers, chunks):

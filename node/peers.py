@@ -89,6 +89,7 @@ class Peers:
         self._handshakes = trio.CapacityLimiter(HANDSHAKES_AT_ONCE)
         self._outboxes: dict[NodeId, Outbox] = {}
         self._scopes: dict[NodeId, trio.CancelScope] = {}
+        self._unready: dict[NodeId, None] = {}
         self._addresses: dict[NodeId, tuple[str, ...]] = {}
         self._nursery: trio.Nursery | None = None
         self.links: Links | None = None
@@ -132,8 +133,9 @@ class Peers:
         return self._hello(theirs.role)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
-        frames = FrameStream(stream)
+        frames, name = FrameStream(stream), "?"
         try:
+            name = stream.socket.getpeername()[0]
             async with self._handshakes:
                 hello = await connection.listen(frames, self._token, self._answer)
             peer = NodeId(hello.node)
@@ -144,7 +146,6 @@ class Peers:
             self._addresses[peer] = tuple(hello.addresses)
             await self._session(peer, frames)
         except FAILURES as error:
-            name = stream.socket.getpeername()[0] if stream.socket.fileno() >= 0 else "closed"
             level = logging.WARNING if isinstance(error, ProtocolError) else logging.DEBUG
             if isinstance(error, Refused) and error.code in ("busy", "manifest"):
                 level = logging.DEBUG
@@ -205,6 +206,7 @@ class Peers:
         reason = "closed"
         with trio.CancelScope() as scope:
             self._scopes[peer], self._outboxes[peer] = scope, outbox
+            self._unready[peer] = None
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(
@@ -218,6 +220,7 @@ class Peers:
             await frames.aclose()
         if self._scopes.get(peer) is scope:
             del self._scopes[peer], self._outboxes[peer]
+            self._unready.pop(peer, None)
             log.debug("session ended peer=%s reason=%s", short(peer), reason)
             self._feed(events.PeerLost(peer))
 
@@ -234,6 +237,7 @@ class Peers:
                 if len(message.bits) != (self._chunk_count + 7) // 8:
                     raise RemoteProtocolError(f"a bitfield of {len(message.bits)} bytes")
                 ready = True
+                self._unready.pop(peer, None)
                 self._feed(events.PeerReady(peer, message.bits))
             elif (event := self._event(peer, message)) is not None:
                 self._feed(event)
@@ -258,6 +262,11 @@ class Peers:
             case messages.Ping():
                 return None
         raise RemoteProtocolError(f"{message.TYPE} does not belong between peers")
+
+    @property
+    def unready(self) -> tuple[NodeId, ...]:
+        """Peers that were sent our bitfield and have not sent theirs."""
+        return tuple(self._unready)
 
     def send(self, peer: NodeId, message: Message) -> None:
         """Queue a message; a peer without a session is skipped."""

@@ -246,7 +246,11 @@ class Rehash:
 
 @dataclass(frozen=True, slots=True)
 class SendHave:
-    """Tell these peers of new chunks."""
+    """Tell these peers of new chunks, and every peer whose session is being made.
+
+    The latter were sent a bitfield already, but their own has not come: without this, a chunk that
+    arrives in between would never be announced to them.
+    """
 
     peers: tuple[NodeId, ...]
     pins: tuple[tuple[Chunk, bytes], ...]

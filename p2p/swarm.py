@@ -476,7 +476,7 @@ class Swarm:
     def _tell_news(self) -> None:
         peers = tuple(peer.node for peer in self._book.ready() if not peer.complete)
         pins = tuple((chunk, self.pins[chunk]) for chunk in self._news if chunk in self.held)
-        if peers and pins:
+        if pins:
             self._out.append(ev.SendHave(peers, pins))
         self._news.clear()
         self._news_at = inf

@@ -14,7 +14,8 @@ EDGE_OF_P2P = {"connection", "outbox", "web"}
 PURE_TRACKER = {"leases", "model", "assignment", "directory"}
 ALLOWED_IN_PURE = {
     "bisect", "collections", "dataclasses", "email", "enum", "functools", "hashlib", "heapq",
-    "hmac", "ipaddress", "math", "msgpack", "random", "re", "struct", "typing", "xxhash", "p2p", "tracker",
+    "hmac", "ipaddress", "math", "msgpack", "random", "re", "struct", "typing", "xxhash",
+    "p2p", "tracker",
 }  # fmt: skip
 
 # file: (lines it may have, why)

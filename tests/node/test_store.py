@@ -1,0 +1,153 @@
+"""The chunk store across restarts: what is trusted, what is hashed again, what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from node import journal
+from node.chunks import Chunks
+from node.journal import pack_record, parse
+from node.store import Cache, ChunkStore
+from p2p.digest import block_digest, chunk_pin
+from p2p.errors import StoreError
+from p2p.manifest import File, Manifest
+
+SIZES = (10_000, 0, 4096)
+MANIFEST = Manifest(
+    "m", "", tuple(File(f"d/f{i}", size, "e") for i, size in enumerate(SIZES)), 8192, 4096
+)
+
+
+def write(store: ChunkStore, chunk: int) -> None:
+    """Put a chunk's bytes into the cache, as a worker would, and record it."""
+    extent = MANIFEST.extent(chunk)
+    data = bytes([chunk + 1]) * extent.length
+    with store.file_path(extent.file).open("r+b") as file:
+        file.seek(extent.offset)
+        file.write(data)
+    blocks = [block_digest(data[at : at + 4096]) for at in range(0, len(data), 4096)]
+    store.record(chunk, chunk_pin(blocks), b"".join(blocks), b"")
+
+
+class Opener:
+    """Opens one cache again and again; `crash` leaves it as a killed process would."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cache: Cache | None = None
+        self.store: ChunkStore | None = None
+
+    def open(self) -> ChunkStore:
+        self.cache = Cache.open(self.path)
+        self.store = ChunkStore.open(self.cache, MANIFEST)
+        return self.store
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+        self.crash()
+
+    def crash(self) -> None:
+        if self.store is not None and self.cache is not None:
+            self.store._journal.close()
+            self.store._map.close()
+            self.cache.close()
+        self.cache = self.store = None
+
+
+@pytest.fixture
+def opener(tmp_path):
+    """A cache that is released at the end of the test."""
+    opener = Opener(tmp_path / "c")
+    yield opener
+    opener.crash()
+
+
+def test_a_clean_restart_trusts_what_was_verified(opener):
+    write(opener.open(), 0)
+    opener.close()
+    store = opener.open()
+    assert list(store.held) == [0]
+    assert not store.suspects
+    chunks = Chunks(store.directory)
+    assert chunks.verified(0, 0, 8192)
+    assert not chunks.verified(1, 0, 4)
+    assert chunk_pin(chunks.digests(0)) == store.pins[0]
+    chunks.close()
+
+
+def test_after_a_crash_a_complete_file_is_trusted_and_a_partial_one_is_hashed(opener):
+    store = opener.open()
+    write(store, 0)
+    write(store, 2)
+    assert store.file_complete(2)
+    store.stamp(2)
+    opener.crash()
+    store = opener.open()
+    assert list(store.held) == [2]
+    assert list(store.suspects) == [0]
+
+
+def test_a_file_touched_between_two_runs_is_hashed_again(opener):
+    store = opener.open()
+    write(store, 2)
+    path = store.file_path(2)
+    opener.close()
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    store = opener.open()
+    assert list(store.suspects) == [2]
+    assert not list(store.held)
+
+
+def test_another_boot_trusts_nothing(opener, monkeypatch):
+    store = opener.open()
+    for chunk in range(3):
+        write(store, chunk)
+    opener.close()
+    monkeypatch.setattr("node.store.boot_id", lambda: "another boot")
+    store = opener.open()
+    assert sorted(store.suspects) == [0, 1, 2]
+    assert not list(store.held)
+
+
+def test_a_dropped_chunk_stays_dropped(opener):
+    store = opener.open()
+    write(store, 0)
+    store.forget(0)
+    opener.close()
+    store = opener.open()
+    assert not list(store.held)
+    assert not store.suspects
+
+
+def test_a_journal_torn_at_any_byte_keeps_every_whole_record():
+    records = [["chunk", i, bytes([i]) * 16, bytes([i]) * 32, b""] for i in range(3)]
+    packed = [pack_record(record) for record in records]
+    data = b"".join(packed)
+    for cut in range(len(data) + 1):
+        whole = sum(cut >= sum(map(len, packed[: i + 1])) for i in range(3))
+        assert sorted(parse(data[:cut]).pins) == list(range(whole))
+    damaged = bytearray(data)
+    damaged[len(packed[0]) + 14] ^= 1
+    assert sorted(parse(bytes(damaged)).pins) == [0]
+
+
+def test_a_cache_has_one_owner_and_an_unknown_version_is_left_alone(tmp_path):
+    cache = Cache.open(tmp_path / "c")
+    with pytest.raises(StoreError, match=f"in use by process {os.getpid()}"):
+        Cache.open(tmp_path / "c")
+    cache.close()
+    (tmp_path / "c" / "format-version").write_text("7\n")
+    with pytest.raises(StoreError, match="version 7"):
+        Cache.open(tmp_path / "c")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("not ours")
+    with pytest.raises(StoreError, match="unknown"):
+        Cache.open(tmp_path / "other")
+    assert (tmp_path / "other" / "file").read_text() == "not ours"
+
+
+def test_the_boot_id_is_this_machines(tmp_path):
+    assert len(journal.boot_id()) == 36
