@@ -419,17 +419,18 @@ def _list_check(item: Check, limit: int) -> Check:
     return check
 
 
-_TYPES: dict[str, type[Message]] = {kind.TYPE: kind for kind in Message.__subclasses__()}
+# `slots=True` makes a second class of each; the later one, by its TYPE, is the real one.
+TYPES: dict[str, type[Message]] = {kind.TYPE: kind for kind in Message.__subclasses__()}
 _CHECKS: dict[type[Message], dict[str, Check]] = {
     kind: {
         field.name: _check(get_type_hints(kind, include_extras=True)[field.name])
         for field in fields(kind)
     }
-    for kind in _TYPES.values()
+    for kind in TYPES.values()
 }
 _REQUIRED: dict[type[Message], frozenset[str]] = {
     kind: frozenset(field.name for field in fields(kind) if field.default is MISSING)
-    for kind in _TYPES.values()
+    for kind in TYPES.values()
 }
 
 
@@ -460,7 +461,7 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
     except Exception as error:  # msgpack raises many types on garbage
         raise RemoteProtocolError(f"a frame is not msgpack: {type(error).__name__}") from error
     name = tree.get("t") if isinstance(tree, dict) else None
-    kind = _TYPES.get(name) if isinstance(name, str) else None
+    kind = TYPES.get(name) if isinstance(name, str) else None
     if kind is None:
         raise RemoteProtocolError(f"a frame is of unknown type {name!r:.40}")
     checks = _CHECKS[kind]

@@ -24,6 +24,14 @@ def demo(model: Path | None, nodes: int, workers: int) -> None:
     sys.exit(trio.run(run, model or default_model(), nodes, workers))
 
 
+@main.command()
+def protocol() -> None:
+    """Print p2p/PROTOCOL.md."""
+    from simulations.protocol_doc import document
+
+    click.echo(document(), nl=False)
+
+
 @main.group()
 def bench() -> None:
     """Measure one part; prints machine and command with the figures."""
