@@ -52,6 +52,19 @@ def wait_until(condition: Any, what: str, deadline_s: float = DEADLINE_S) -> Any
     raise AssertionError(f"did not come within {deadline_s} s: {what}")
 
 
+def children(pid: int) -> list[int]:
+    """Processes whose parent is `pid`, whichever of its threads started them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(words[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
 class Process:
     """A command with its output in a file, killed at the end whatever happens."""
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from e2e_cluster import Cluster, hashes, make_model, wait_until
+from e2e_cluster import Cluster, children, hashes, make_model, wait_until
 
 MIB, GIB, TIB = 1024**2, 1024**3, 1024**4
 
@@ -107,9 +107,8 @@ def test_an_idle_node_uses_under_a_hundredth_of_a_core(one):
     def cpu_s() -> float:
         total = 0.0
         for process in nodes:
-            pids = [process.popen.pid]
-            children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children")
-            pids += [int(word) for word in children.read_text().split()]
+            pids = [process.popen.pid, *children(process.popen.pid)]
+            assert len(pids) == 2
             for pid in pids:
                 words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
                 total += (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")

@@ -3,10 +3,11 @@
 Repeat one with `pytest tests/e2e/test_swarm.py -k NAME`.
 """
 
+import os
 import signal
 import time
 
-from e2e_cluster import Cluster, hashes, make_model, wait_until
+from e2e_cluster import Cluster, children, hashes, make_model, wait_until
 
 KIB, MIB = 1024, 1024**2
 
@@ -189,3 +190,19 @@ def test_ctrl_c_ends_within_three_seconds_and_leaves_a_resumable_cache(cluster, 
     assert not cluster.report("a")["complete"]
     assert "Traceback" not in node.text
     assert not (cluster.folder / "a" / "model" / "big.bin").exists()
+
+
+def test_a_worker_that_dies_is_restarted_and_loses_only_its_transfers(cluster, nginx):
+    if cluster.workers == 0:
+        cluster.workers = 1
+    source = make_model(cluster.folder / "source", 10, {"big.bin": 24 * MIB})
+    origin = nginx(source, "limit_rate 6m;")
+    cluster.start_tracker()
+    node = cluster.start_node("a", "--origin", origin.url, "--until-complete", *CHUNKS)
+    wait_until(lambda: (s := cluster.node_status("a")) and s["held_chunks"] >= 6, "6 chunks")
+    os.kill(children(node.popen.pid)[0], signal.SIGKILL)
+    assert node.wait() == 0, node.text
+    assert "died" in node.text
+    assert hashes(cluster.folder / "a" / "model") == hashes(source)
+    fetched_twice = origin.body_bytes() - 24 * MIB
+    assert fetched_twice <= 4 * MIB, "at most the transfers under way"
