@@ -215,4 +215,5 @@ class Sink:
     def close(self) -> None:
         """Unmap; what was verified stays."""
         self._view.release()
-        self._map.close()
+        with contextlib.suppress(BufferError):  # an error's traceback still holds a window of it
+            self._map.close()

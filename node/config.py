@@ -51,6 +51,10 @@ class Timeouts:
     """a lease ends 2 s after its last progress (design): four chances to report some"""
     idle_heartbeat_s: float = 2.0
     """when nothing is under way; the tracker forgets a node after 10 s"""
+    space_retry_s: float = 2.0
+    """between two tries to give a file its final name on a full filesystem"""
+    earlier_tracker_s: float = 5.0
+    """on a later tracker of the list: how often the earlier ones are asked"""
     drain_s: float = 1.5
     """from a signal to the exit; 3 s are promised"""
 

@@ -27,7 +27,7 @@ from node.view import View
 from node.worker import WorkerSettings
 from node.workers import WorkerPool
 from p2p import events, messages
-from p2p.errors import OriginError, P2PError, UsageError
+from p2p.errors import OriginError, P2PError, StoreFull, UsageError
 from p2p.exposure import check_exposure
 from p2p.ids import NodeId, short
 from p2p.manifest import Manifest, check_sizes
@@ -171,6 +171,9 @@ class Daemon:
         if self.origin is None and manifest.origin:
             self.origin = open_origin(manifest.origin)
         self.store = store = ChunkStore.open(self.cache, manifest)
+        if lacking := store.lacking_bytes():
+            log.warning("cache dir %s lacks %s for this model: going on until it is full",
+                        config.cache_dir, format_size(lacking))  # fmt: skip
         self.report.manifest_id = manifest.id.hex()
         self.report.model = manifest.model
         self.report.bytes, self.report.chunks = manifest.total_bytes, manifest.chunk_count
@@ -277,7 +280,7 @@ class Daemon:
             case messages.OnlyCopies(_, incomplete):
                 if incomplete == 0:
                     self._swarm_done.set()
-            case messages.OriginFailed(text):
+            case messages.OriginFailed(text) if not self.report.complete:
                 raise P2PError(text)
 
     def _joined(self, message: messages.Joined) -> None:
@@ -370,7 +373,14 @@ class Daemon:
         async for file in self._publish_queue:
             if file not in self._published:
                 path = self.store.file_path(file)
-                await trio.to_thread.run_sync(partial(self.model_dir.publish, file, path))
+                publish = partial(self.model_dir.publish, file, path)
+                while True:
+                    try:
+                        await trio.to_thread.run_sync(publish)
+                        break
+                    except StoreFull as error:
+                        log.warning("%s: trying again", error)
+                        await trio.sleep(self.timeouts.space_retry_s)
                 self._published.add(file)
                 if len(self._published) == len(self.model_dir.manifest.files):
                     self._all_published.set()

@@ -9,11 +9,11 @@ import trio
 
 from node import jobs
 from node.chunks import Chunks, Sink
-from node.http_get import Wire, get, open_wire, shown
+from node.http_get import Body, Wire, get, open_wire, shown
 from p2p.digest import chunk_pin
 from p2p.errors import OriginError, StoreFull
 
-RESUMES = 5  # connections without a byte of progress before a fetch is given up
+FRUITLESS = 5  # answers in a row with a good head and not one byte of the body: no outage is so
 IDLE_WIRES = 8
 
 
@@ -84,29 +84,38 @@ class Fetcher:
         return sink.advance(count)
 
     async def _resume(self, job: jobs.FetchJob, sink: Sink) -> None:
-        """GET until the range is whole; a body that was cut goes on where it ended."""
+        """GET until the range is whole; a body that was cut goes on where it ended.
+
+        Raises:
+          OriginError: the answer is wrong, or bodies never come.
+          OSError, trio.TooSlowError: no answer came.
+        """
         offset = self._chunks.manifest.extent(job.chunk).offset
         fruitless = 0
         while not sink.complete:
             before = sink.position
             wire, fresh = await self._wire(job.url)
-            keep = False
+            body: Body | None = None
+            whole = False
             try:
-                keep = await self._body(wire, job, sink, offset)
+                body = await get(wire, job, offset + sink.position, offset + sink.end)
+                await self._body(wire, body, sink)
+                whole = True
             except OSError as error:
-                if not fresh and sink.position == before:
+                if body is None and fresh:
+                    raise
+                if body is None:
                     continue  # an idle connection that the server had closed
                 fruitless = 0 if sink.position > before else fruitless + 1
-                if fruitless >= RESUMES:
+                if fruitless >= FRUITLESS:
                     got, wanted = sink.position - sink.start, sink.end - sink.start
                     text = f"short body: {got} of {wanted} bytes ({error.strerror or error})"
-                    raise OriginError(f"{shown(job.url)}: {text}", fatal=False) from error
+                    raise OriginError(f"{shown(job.url)}: {text}", fatal=True) from error
             finally:
-                self._release(job.url, wire, keep)
+                self._release(job.url, wire, whole and body is not None and body.keep_alive)
 
-    async def _body(self, wire: Wire, job: jobs.FetchJob, sink: Sink, offset: int) -> bool:
-        """One response into the sink; true if the connection can be used again."""
-        body = await get(wire, job, offset + sink.position, offset + sink.end)
+    async def _body(self, wire: Wire, body: Body, sink: Sink) -> None:
+        """One response's body into the sink."""
         first = memoryview(body.first)
         while first:
             window = sink.window()
@@ -117,7 +126,6 @@ class Fetcher:
         while not sink.complete:
             if self._advance(sink, await wire.receive(sink.window())):
                 await trio.lowlevel.checkpoint()
-        return body.keep_alive
 
     async def _wire(self, url: str) -> tuple[Wire, bool]:
         idle = self._idle.get(urlsplit(url)[:2])

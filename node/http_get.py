@@ -6,7 +6,8 @@ is read: a server that ignores Range answers with the whole object, up to hundre
 
 import re
 import socket
-import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit, urlunsplit
@@ -16,6 +17,7 @@ import trio
 
 from node import jobs
 from node.sockets import EndOfStream, receive_into, send_all, wait_low_water
+from node.tls import tls_context
 from p2p.errors import OriginError
 
 CONNECT_S = 5.0
@@ -31,6 +33,17 @@ def shown(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+@contextmanager
+def _broken_as_os_error() -> Iterator[None]:
+    """trio's word for a broken TLS connection, in the words of plain sockets."""
+    try:
+        yield
+    except trio.BrokenResourceError as error:
+        cause = error.__cause__ or error
+        text = getattr(cause, "strerror", None) or str(cause) or "connection broken"
+        raise OSError(0, f"TLS: {text}") from error
+
+
 class Wire:
     """A connection to an origin, plain or TLS."""
 
@@ -41,7 +54,7 @@ class Wire:
     async def send(self, data: bytes) -> None:
         """All of it."""
         if self._tls is not None:
-            with trio.fail_after(STALL_S):
+            with trio.fail_after(STALL_S), _broken_as_os_error():
                 await self._tls.send_all(data)
         else:
             await send_all(self._sock, data, STALL_S)
@@ -50,7 +63,7 @@ class Wire:
         """At least one byte; raises EndOfStream, OSError, trio.TooSlowError."""
         if self._tls is None:
             return await receive_into(self._sock, view, STALL_S)
-        with trio.fail_after(STALL_S):
+        with trio.fail_after(STALL_S), _broken_as_os_error():
             data = await self._tls.receive_some(len(view))
         if not data:
             raise EndOfStream
@@ -60,7 +73,7 @@ class Wire:
     async def receive_head(self) -> bytes:
         """Some bytes of a response's head."""
         if self._tls is not None:
-            with trio.fail_after(STALL_S):
+            with trio.fail_after(STALL_S), _broken_as_os_error():
                 return bytes(await self._tls.receive_some(MAX_HEAD))
         while True:
             try:
@@ -84,12 +97,11 @@ async def open_wire(url: str) -> Wire:
     with trio.fail_after(CONNECT_S):
         stream = await trio.open_tcp_stream(host, parts.port or (443 if tls else 80))
         if tls:
-            context = ssl.create_default_context()
-            secure = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
-            try:
+            secure = trio.SSLStream(
+                stream, tls_context(), server_hostname=host, https_compatible=True
+            )
+            with _broken_as_os_error():
                 await secure.do_handshake()
-            except trio.BrokenResourceError as error:
-                raise OSError(0, f"TLS: {error.__cause__}") from error
             return Wire(stream.socket, secure)  # type: ignore[arg-type]
     plain = socket.socket(fileno=stream.socket.detach())
     plain.setblocking(False)

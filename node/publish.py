@@ -4,13 +4,14 @@ A hard link into the cache where that is possible, else a copy. Nothing that we 
 removed; a file that differs is replaced only when that was asked for.
 """
 
+import errno
 import filecmp
 import os
 import shutil
 from pathlib import Path
 
 from node.store import ChunkStore
-from p2p.errors import P2PError, UsageError
+from p2p.errors import P2PError, StoreFull, UsageError
 from p2p.manifest import Manifest
 
 
@@ -60,6 +61,7 @@ class ModelDir:
 
         Raises:
           UsageError: another file is there, and it is not to be replaced.
+          StoreFull: there is no space; nothing is left behind, and it can be tried again.
           P2PError: the file cannot be written.
         """
         target = self._target(file)
@@ -74,6 +76,8 @@ class ModelDir:
                     raise UsageError(_differ([self.manifest.files[file].path]))
             self._put(cached, target)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(f"{target}: {error.strerror}") from error
             raise P2PError(f"{target}: {error.strerror}") from error
 
     def _put(self, cached: Path, target: Path) -> None:
@@ -81,10 +85,13 @@ class ModelDir:
         temporary.unlink(missing_ok=True)
         try:
             os.link(cached, temporary)
-        except OSError:  # another filesystem, or one without hard links
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # another filesystem, or one without hard links
             size, free = cached.stat().st_size, shutil.disk_usage(target.parent).free
             if size > free:
-                raise P2PError(
+                raise StoreFull(
                     f"{target}: no space for a copy: {size} bytes, {free} free"
                 ) from None
             try:

@@ -17,6 +17,7 @@ One writer a byte: the worker that a chunk was given to. Bytes are plain stores;
 """
 
 import mmap
+import os
 import struct
 from pathlib import Path
 
@@ -55,7 +56,9 @@ class StateMap:
         temporary = path.with_suffix(".new")
         with temporary.open("wb") as file:
             file.write(_HEAD.pack(MAGIC, VERSION, generation, chunks, stride))
-            file.truncate(BODY + chunks * stride)
+            # a hole in a mapping is a SIGBUS on a full disk: take the space now, as ENOSPC
+            file.flush()
+            os.posix_fallocate(file.fileno(), 0, BODY + chunks * stride)
         temporary.replace(path)
         return cls(path)
 

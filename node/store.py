@@ -110,7 +110,7 @@ class ChunkStore:
         )
         digests = os.open(directory / "digests", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         stride = manifest.blocks_per_chunk * DIGEST_BYTES
-        os.ftruncate(digests, max(1, manifest.chunk_count) * stride)
+        os.posix_fallocate(digests, 0, max(1, manifest.chunk_count) * stride)
         for chunk, pin in contents.pins.items():
             if manifest.extent(chunk).file in trusted:
                 self._mark(chunk)
@@ -196,9 +196,11 @@ class ChunkStore:
         stamps = [(file, self._stamp_of(file)) for file in files]
         self._journal.append(*(["stamp", file, *stamp] for file, stamp in stamps if stamp))
 
-    def free_bytes(self) -> int:
-        """Free space of the cache's filesystem."""
-        return shutil.disk_usage(self.directory).free
+    def lacking_bytes(self) -> int:
+        """How much the cache's filesystem lacks for all chunks that are not here; 0 if none."""
+        chunks = range(self.manifest.chunk_count)
+        missing = sum(self.manifest.extent(c).length for c in chunks if c not in self._verified)
+        return max(0, missing - shutil.disk_usage(self.directory).free)
 
     def close(self) -> None:
         """Stamp all files and close. The workers must have stopped before."""

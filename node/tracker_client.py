@@ -21,6 +21,7 @@ from p2p.units import format_address
 log = logging.getLogger(__name__)
 
 FATAL_REFUSALS = frozenset({"token", "version", "role", "model"})
+EARLIER = "an earlier tracker of the list answers again"
 BACKOFF_S = (0.1, 0.2, 0.4, 0.8)  # a restarted tracker is to hear of us within a second
 
 
@@ -77,13 +78,15 @@ class TrackerClient:
         """
         attempt = 0
         while True:
-            for host, port in self._trackers:
+            for rank, (host, port) in enumerate(self._trackers):
                 name = format_address(host, port)
                 try:
-                    joined = await self._session(host, port)
+                    joined = await self._session(rank)
                     attempt = 0
                     level = logging.DEBUG if self._leaving else logging.WARNING
                     log.log(level, "tracker session ended tracker=%s reason=%s", name, joined)
+                    if joined == EARLIER:
+                        break
                     continue
                 except Refused as refusal:
                     if refusal.code in FATAL_REFUSALS:
@@ -96,24 +99,49 @@ class TrackerClient:
             await trio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
             attempt += 1
 
-    async def _session(self, host: str, port: int) -> str:
-        """Hold one session to its end; returns the reason. Raises before it stands."""
+    async def _dial(self, rank: int) -> FrameStream:
+        """An authenticated connection with one tracker of the list."""
         with trio.fail_after(self._timeouts.tracker_connect_s):
-            frames = FrameStream(await trio.open_tcp_stream(host, port))
+            frames = FrameStream(await trio.open_tcp_stream(*self._trackers[rank]))
         hello = Hello("node", VERSION_LOWEST, VERSION_HIGHEST, self._node, os.urandom(NONCE_BYTES))
-        reason = "closed"
         try:
             answer = await connection.dial(frames, self._token, hello)
             if answer.role != "tracker":
                 raise Refused("role", "this is not a tracker (give the tracker's --listen address)")
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await frames.aclose()
+            raise
+        return frames
+
+    async def _watch_earlier(self, rank: int) -> None:
+        """Return when a tracker before ours answers: one swarm must not stay on two trackers."""
+        while True:
+            await trio.sleep(self._timeouts.earlier_tracker_s)
+            for earlier in range(rank):
+                try:
+                    frames = await self._dial(earlier)
+                except (*FAILURES, Refused):
+                    continue
+                await frames.aclose()
+                return
+
+    async def _session(self, rank: int) -> str:
+        """Hold one session to its end; returns the reason. Raises before it stands."""
+        frames = await self._dial(rank)
+        reason = "closed"
+        try:
             frames.unbounded()
             self._outbox = Outbox()
             self._outbox.put(self._join())
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._outbox.run, frames)
-                    await self._read(frames)
-                    nursery.cancel_scope.cancel()
+                    nursery.start_soon(self._read_to_end, frames, nursery.cancel_scope)
+                    if rank:
+                        await self._watch_earlier(rank)
+                        reason = EARLIER
+                        nursery.cancel_scope.cancel()
             except* FAILURES as group:
                 fatal = group.subgroup(Refused)
                 if fatal is not None:
@@ -126,6 +154,10 @@ class TrackerClient:
             if was_connected:
                 self._handler.tracker_lost()
         return reason
+
+    async def _read_to_end(self, frames: FrameStream, scope: trio.CancelScope) -> None:
+        await self._read(frames)
+        scope.cancel()
 
     async def _read(self, frames: FrameStream) -> None:
         while (message := await frames.receive()) is not None:

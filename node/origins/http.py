@@ -7,6 +7,7 @@ are secrets and appear nowhere else.
 
 import base64
 import logging
+import ssl
 from random import Random
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
@@ -16,6 +17,7 @@ import trio
 
 from node.jobs import FetchJob
 from node.origins.base import public_url
+from node.tls import tls_context
 from p2p.backoff import full_jitter
 from p2p.errors import OriginError
 from p2p.ids import Chunk
@@ -68,7 +70,9 @@ class HttpOrigin:
         """See `Origin`."""
         headers = [(name, value) for name, value in self._headers]
         async with httpx.AsyncClient(
-            headers=[*headers, ("Accept-Encoding", "identity")], timeout=TIMEOUT_S
+            headers=[*headers, ("Accept-Encoding", "identity")],
+            timeout=TIMEOUT_S,
+            verify=tls_context(),
         ) as client:
             if self._folder:
                 paths: Paths = []
@@ -169,8 +173,8 @@ class HttpOrigin:
                         await answer.aread()
                     return answer
         except httpx.HTTPError as error:
-            text = str(error) or type(error).__name__
-            raise OriginError(f"{shown}: {text}", fatal=False) from error
+            text, fatal = _reason(error)
+            raise OriginError(f"{shown}: {text}", fatal=fatal) from error
         raise OriginError(f"{shown}: too many redirects", fatal=True)
 
     def fetch_job(self, manifest: Manifest, chunk: Chunk) -> FetchJob:
@@ -183,6 +187,18 @@ class HttpOrigin:
 
     async def aclose(self) -> None:
         """Nothing is kept open between listings."""
+
+
+def _reason(error: BaseException) -> tuple[str, bool]:
+    """What lies beneath a transport error, and whether asking again is useless."""
+    text, cause = str(error) or type(error).__name__, error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted: {cause.verify_message}", True
+        if isinstance(cause, OSError):
+            text = cause.strerror or str(cause) or text
+        cause = cause.__cause__ or cause.__context__
+    return text, False
 
 
 def _check_status(answer: httpx.Response, shown: str) -> None:

@@ -1,22 +1,12 @@
 """A cluster in a temporary folder for each end-to-end test, with 0 and with 2 workers."""
 
-import importlib.util
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-_SPEC = importlib.util.spec_from_file_location(
-    "e2e_cluster", Path(__file__).with_name("cluster.py")
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-_MODULE = importlib.util.module_from_spec(_SPEC)
-sys.modules["e2e_cluster"] = _MODULE
-_SPEC.loader.exec_module(_MODULE)
+from support.cluster import Cluster
 
 
 @pytest.fixture
@@ -30,8 +20,16 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(params=[0, 2], ids=["workers=0", "workers=2"])
-def cluster(request: pytest.FixtureRequest, folder: Path) -> Iterator[object]:
+def cluster(request: pytest.FixtureRequest, folder: Path) -> Iterator[Cluster]:
     """A cluster whose nodes have this many workers each."""
-    cluster = _MODULE.Cluster(folder, request.param)
+    cluster = Cluster(folder, request.param)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def one(folder: Path) -> Iterator[Cluster]:
+    """A cluster with one worker a node, as users run it."""
+    cluster = Cluster(folder, 1)
     yield cluster
     cluster.close()

@@ -4,21 +4,12 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from e2e_cluster import Cluster, hashes, make_model, wait_until
+from support.cluster import hashes, make_model, wait_until
 
 MIB = 1024**2
 CHUNKS = ("--chunk-size", "1MiB", "--block-size", "256KiB")
-
-
-@pytest.fixture
-def one(folder: Path):
-    """A cluster with one worker a node: mistakes do not depend on how bytes are moved."""
-    cluster = Cluster(folder, 1)
-    yield cluster
-    cluster.close()
 
 
 def fails(process, *words: str, code: int = 1) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from e2e_cluster import Cluster, children, hashes, make_model, wait_until
+from support.cluster import children, hashes, make_model, wait_until
 
 MIB, GIB, TIB = 1024**2, 1024**3, 1024**4
 
@@ -20,14 +20,6 @@ GIGABYTE = {
     "one": 1,
     "chunk.bin": 4 * MIB,
 }
-
-
-@pytest.fixture
-def one(folder: Path):
-    """A cluster with one worker a node, as users run it."""
-    cluster = Cluster(folder, 1)
-    yield cluster
-    cluster.close()
 
 
 @pytest.mark.slow

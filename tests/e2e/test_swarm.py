@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from e2e_cluster import Cluster, children, hashes, make_model, wait_until
+from support.cluster import Cluster, children, hashes, make_model, sums, wait_until
 
 KIB, MIB = 1024, 1024**2
 
@@ -21,10 +21,6 @@ UNEVEN = {
     "tokenizer/deep er/täxt %41.json": 3 * KIB,
 }
 CHUNKS = ("--chunk-size", "1MiB", "--block-size", "256KiB")
-
-
-def sums(cluster: Cluster, names: list[str], key: str) -> int:
-    return sum(cluster.report(name)[key] for name in names)
 
 
 def finish(cluster: Cluster, processes: dict[str, object], source: dict[str, str]) -> None:

@@ -175,3 +175,8 @@ class Cluster:
         """Kill what is left."""
         for process in self.processes:
             process.kill()
+
+
+def sums(cluster: Cluster, names: list[str], key: str) -> int:
+    """A figure of the reports of several nodes, added up."""
+    return sum(cluster.report(name)[key] for name in names)
