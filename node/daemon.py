@@ -96,7 +96,7 @@ class Daemon:
                 await self.nursery.start(self.peers.serve, listeners)
                 await self.nursery.start(serve_status, config.cache_dir, self.view.status)
                 if config.http is not None:
-                    await self.nursery.start(
+                    self.view.http_at = await self.nursery.start(
                         serve_web,
                         config.http,
                         self.view.status,

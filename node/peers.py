@@ -216,6 +216,8 @@ class Peers:
                     nursery.cancel_scope.cancel()
             except* FAILURES as group:
                 reason = str(group.exceptions[0])
+                if isinstance(group.exceptions[0], ProtocolError):
+                    log.warning("session closed peer=%s error=%s", short(peer), reason)
         with trio.CancelScope(shield=True):
             await frames.aclose()
         if self._scopes.get(peer) is scope:

@@ -34,6 +34,7 @@ class View:
         self.manifest: Manifest | None = None
         self.download: Download | None = None
         self.started_at = 0.0
+        self.http_at: list[str] = []
         self.adopted_bytes = 0
         """read from existing files by workers, which count them as origin bytes"""
 
@@ -102,6 +103,7 @@ class View:
             "manifest_id": self.report.manifest_id,
             "tracker_connected": self.tracker.connected,
             "peers_at": self.peers.advertised,
+            "http_at": self.http_at,
             "bytes": snapshot.total_bytes,
             "held_bytes": snapshot.held_bytes,
             "chunks": self.report.chunks,

@@ -136,4 +136,5 @@ def status(http: str, as_json: bool) -> None:
             model["model"], format_size(model["bytes"]), str(len(nodes)),
             str(model["complete_nodes"]), f"{progress:.1%}", f"{model['origin_ratio']:.3f}", last,
         )  # fmt: skip
-    Console(file=sys.stdout).print(table)
+    # in a pipe there is no width to keep to: names stay whole for whoever greps them
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)

@@ -84,6 +84,7 @@ def test_a_server_without_ranges_is_found_at_the_listing_not_at_the_first_chunk(
     origin = faulty(source, lambda _: "200", probes=True)
     one.start_tracker()
     fails(one.start_node("a", "--origin", origin.url), "no range support", "x.bin", "200")
+    assert not origin.requests, "no chunk was asked for"
 
 
 def test_bodies_that_are_cut_are_resumed_where_they_ended(cluster, faulty):
