@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from p2p.slots import UploadSlots
 
 log = logging.getLogger(__name__)
 
+UPLINK_STALL_S = 30.0  # a peer that reads nothing for so long is gone
 DATAGRAM_BYTES = 128 * 1024  # a Got of 1024 blocks has 16 KiB of digests
 
 Arrival = tuple[jobs.Job, socket.socket | None]
@@ -86,12 +87,9 @@ class Worker:
         match job:
             case jobs.OpenModel(directory):
                 self._open(directory)
-            case jobs.AddDownlink(link, peer):
+            case jobs.AddDownlink() | jobs.AddUplink():
                 assert sock is not None
-                nursery.start_soon(self._downlink, link, peer, sock)
-            case jobs.AddUplink(link, peer):
-                assert sock is not None
-                nursery.start_soon(self._uplink, link, peer, sock)
+                self._add_link(job, sock, nursery)
             case jobs.CloseLinks(peer):
                 for owner, scope in list(self._scopes.values()):
                     if owner == peer:
@@ -131,34 +129,55 @@ class Worker:
                 self._scopes[job.link][1].cancel()
             log.debug("request not sent link=%d error=%s", job.link, error)
 
-    async def _downlink(self, link: int, peer: bytes, sock: socket.socket) -> None:
+    def _add_link(
+        self, job: jobs.AddDownlink | jobs.AddUplink, sock: socket.socket, nursery: trio.Nursery
+    ) -> None:
+        """The link counts from now on: the next job may name it before its task has run."""
         assert self._chunks is not None
-        settings = self._settings
-        downlink = Downlink(
-            sock, self._chunks, self._received, self._send,
-            settings.first_byte_s, settings.stall_s,
-        )  # fmt: skip
-        self._downlinks[link] = downlink
-        text = await self._hold(link, peer, sock, downlink.run)
-        del self._downlinks[link]
-        downlink.fail(text)
-        self._send(jobs.LinkClosed(link, peer, text))
+        scope = trio.CancelScope()
+        self._scopes[job.link] = (job.peer, scope)
+        if isinstance(job, jobs.AddUplink):
+            uplink = Uplink(sock, self._chunks, self._slots, self._served, UPLINK_STALL_S)
+            nursery.start_soon(self._uplink, job, uplink, sock, scope)
+        else:
+            settings = self._settings
+            downlink = self._downlinks[job.link] = Downlink(
+                sock, self._chunks, self._received, self._send,
+                settings.first_byte_s, settings.stall_s,
+            )  # fmt: skip
+            nursery.start_soon(self._downlink, job, downlink, sock, scope)
 
-    async def _uplink(self, link: int, peer: bytes, sock: socket.socket) -> None:
-        assert self._chunks is not None
-        uplink = Uplink(sock, self._chunks, self._slots, self._served, 30.0)
-        text = await self._hold(link, peer, sock, uplink.run)
-        self._send(jobs.LinkClosed(link, peer, text))
+    async def _downlink(
+        self,
+        job: jobs.AddDownlink,
+        downlink: Downlink,
+        sock: socket.socket,
+        scope: trio.CancelScope,
+    ) -> None:
+        text = await self._hold(job.link, job.peer, sock, scope, downlink.run)
+        del self._downlinks[job.link]
+        downlink.fail(text)
+        self._send(jobs.LinkClosed(job.link, job.peer, text))
+
+    async def _uplink(
+        self, job: jobs.AddUplink, uplink: Uplink, sock: socket.socket, scope: trio.CancelScope
+    ) -> None:
+        text = await self._hold(job.link, job.peer, sock, scope, uplink.run)
+        self._send(jobs.LinkClosed(job.link, job.peer, text))
 
     async def _hold(
-        self, link: int, peer: bytes, sock: socket.socket, run: Callable[[], object]
+        self,
+        link: int,
+        peer: bytes,
+        sock: socket.socket,
+        scope: trio.CancelScope,
+        run: Callable[[], Awaitable[None]],
     ) -> str:
         """Run a link to its end; returns why it ended."""
         text = "closed"
-        with trio.CancelScope() as scope, sock:
-            self._scopes[link] = (peer, scope)
+        with scope, sock:
             try:
-                await run()  # type: ignore[misc]
+                await run()
             except* FAILURES as group:
                 error: BaseException = group
                 while isinstance(error, BaseExceptionGroup):

@@ -1,0 +1,460 @@
+"""What a pool of data workers promises, with the worker inside this process and with two processes.
+
+The other end of each data connection is the test itself, so that it can answer as no node would.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+import trio
+
+from node import jobs
+from node.chunks import Chunks
+from node.store import Cache, ChunkStore
+from node.worker import WorkerSettings
+from node.workers import WorkerPool
+from p2p import dataframe
+from p2p.dataframe import EndStatus, Flag, Header, Kind
+from p2p.digest import DIGEST_BYTES, block_digest, chunk_pin
+from p2p.manifest import File, Manifest
+
+KIB = 1024
+BLOCK, CHUNK = 64 * KIB, 256 * KIB
+SIZES = {"a/big.bin": 2 * CHUNK + BLOCK + 7, "empty": 0, "one": 1}
+PEER = b"p" * 16
+
+
+class Bench:
+    """A source, a store of the same files, and a pool that works on the store."""
+
+    def __init__(self, folder: Path, workers: int, **settings: float) -> None:
+        self.source = folder / "source"
+        files = []
+        for name, size in SIZES.items():
+            path = self.source / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes((i * 31 + i // 251) % 256 for i in range(size)))
+            status = path.stat()
+            files.append(File(name, size, f"{status.st_size}-{status.st_mtime_ns}"))
+        self.manifest = Manifest("m", "", tuple(files), CHUNK, BLOCK)
+        self.cache = Cache.open(folder / "cache")
+        self.store = ChunkStore.open(self.cache, self.manifest)
+        self.far_ends: list[FarEnd] = []
+        self.pool = WorkerPool(workers, WorkerSettings(**settings))
+        for worker in range(self.pool.count):
+            self.pool.submit(worker, jobs.OpenModel(str(self.store.directory)))
+
+    def data(self, chunk: int) -> bytes:
+        """The source's bytes of a chunk."""
+        extent = self.manifest.extent(chunk)
+        data = (self.source / self.manifest.files[extent.file].path).read_bytes()
+        return data[extent.offset : extent.offset + extent.length]
+
+    def stored(self, chunk: int) -> bytes:
+        """The cache's bytes of a chunk."""
+        extent = self.manifest.extent(chunk)
+        data = self.store.file_path(extent.file).read_bytes()
+        return data[extent.offset : extent.offset + extent.length]
+
+    def digests(self, chunk: int) -> bytes:
+        """Of all blocks of the source's chunk, joined."""
+        data = self.data(chunk)
+        return b"".join(block_digest(data[i : i + BLOCK]) for i in range(0, len(data), BLOCK))
+
+    def pin(self, chunk: int) -> bytes:
+        """Of the source's chunk."""
+        return chunk_pin(self.digests(chunk))
+
+    def fetch_job(self, chunk: int, etag: str | None = None) -> jobs.FetchJob:
+        """Read a chunk from the source."""
+        file = self.manifest.files[self.manifest.extent(chunk).file]
+        url = (self.source / file.path).as_uri()
+        return jobs.FetchJob(chunk, url, [], etag or file.etag, "", file.size_bytes)
+
+    async def report(self, *kinds: type) -> jobs.Report:
+        """The next report, which is of one of `kinds`."""
+        with trio.fail_after(10):
+            _, report = await self.pool.reports.receive()
+        assert isinstance(report, kinds), report
+        return report
+
+    async def fetched(self, chunk: int) -> None:
+        """Have a chunk in the store, from the source."""
+        self.pool.submit(chunk % self.pool.count, self.fetch_job(chunk))
+        report = await self.report(jobs.Got)
+        self.store.record(chunk, report.pin, report.digests, b"")
+
+    def far_end(self, *, narrow: bool = False) -> "FarEnd":
+        """A data connection; its near end is to be handed to a worker."""
+        self.far_ends.append(FarEnd(narrow=narrow))
+        return self.far_ends[-1]
+
+    def close(self) -> None:
+        """Release the cache."""
+        self.store.close()
+        self.cache.close()
+
+
+@asynccontextmanager
+async def running(folder: Path, workers: int, **settings: float) -> AsyncIterator[Bench]:
+    """A bench whose pool runs."""
+    with closing(Bench(folder, workers, **settings)) as bench:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.pool.run)
+            yield bench
+            for far in bench.far_ends:
+                await trio.aclose_forcefully(far.stream)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(params=[0, 2], ids=["workers=0", "workers=2"])
+async def bench(request, tmp_path):
+    """With the worker in this process, and with two processes."""
+    async with running(tmp_path, request.param) as bench:
+        yield bench
+
+
+class FarEnd:
+    """The peer's end of a data connection; a narrow one takes a few KiB until somebody reads."""
+
+    def __init__(self, *, narrow: bool = False) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        if narrow:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.near = socket.create_connection(listener.getsockname())
+        if narrow:
+            self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        far, _ = listener.accept()
+        listener.close()
+        self.near.setblocking(False)
+        far.setblocking(False)
+        self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(far))
+        self._buffer = b""
+
+    async def read(self, count: int) -> bytes:
+        """Exactly so many bytes."""
+        with trio.fail_after(10):
+            while len(self._buffer) < count:
+                data = await self.stream.receive_some(1 << 20)
+                assert data, "the connection ended"
+                self._buffer += data
+        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        return data
+
+    async def header(self, allowed: frozenset[Kind]) -> Header:
+        """The next header."""
+        return dataframe.decode(await self.read(dataframe.HEADER_BYTES), allowed)
+
+    async def request(self) -> Header:
+        """The next request."""
+        return await self.header(dataframe.UPWARD)
+
+    async def send(self, *parts: bytes) -> None:
+        """Bytes as they are; whoever has seen enough of them may close."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self.stream.send_all(b"".join(parts))
+
+    async def ended(self) -> bool:
+        """The near side closes the connection."""
+        with trio.move_on_after(10):
+            try:
+                return not await self.stream.receive_some(1)
+            except trio.BrokenResourceError:
+                return True
+        return False
+
+
+async def near(bench: Bench, job: type) -> FarEnd:
+    """Hand a connection to worker 0 as link 1; returns its far end."""
+    far = bench.far_end()
+    bench.pool.submit(0, job(1, PEER), far.near)
+    return far
+
+
+def answer(bench: Bench, asked: Header, data: bytes, digests: bytes) -> list[bytes]:
+    """All frames that answer a request with `data` (of the whole chunk)."""
+    parts = []
+    for at in range(asked.offset, asked.offset + asked.length, BLOCK):
+        size = min(BLOCK, asked.offset + asked.length - at)
+        flags = Flag.DIGESTS if digests else Flag.NONE
+        frame = Header(Kind.DATA, asked.request, asked.chunk, at, size, flags, len(digests))
+        parts += [frame.encode(), digests, data[at : at + size]]
+        digests = b""
+    return [*parts, Header(Kind.END, asked.request, asked.chunk).encode()]
+
+
+# -- the origin -----------------------------------------------------------------------------------
+
+
+async def test_a_fetched_chunk_is_in_the_store_with_its_digests(bench):
+    for chunk in range(bench.manifest.chunk_count):
+        bench.pool.submit(chunk % bench.pool.count, bench.fetch_job(chunk))
+        report = await bench.report(jobs.Got)
+        assert (report.chunk, report.source) == (chunk, "origin")
+        assert report.pin == bench.pin(chunk)
+        assert report.digests == bench.digests(chunk)
+        assert bench.stored(chunk) == bench.data(chunk)
+    assert bench.pool.totals().origin_bytes == sum(SIZES.values())
+
+
+async def test_a_changed_file_is_a_fatal_error_and_nothing_of_it_is_kept(bench):
+    bench.pool.submit(0, bench.fetch_job(0, etag="1-1"))
+    report = await bench.report(jobs.FetchEnded)
+    assert report.fatal
+    assert "changed" in report.text
+    with closing(Chunks(bench.store.directory)) as chunks:
+        assert chunks.missing_range(0) == (0, CHUNK)
+
+
+async def test_what_is_here_already_is_not_fetched_again(bench):
+    await bench.fetched(0)
+    before = bench.pool.totals().origin_bytes
+    await bench.fetched(0)
+    assert bench.pool.totals().origin_bytes == before
+
+
+# -- hashing --------------------------------------------------------------------------------------
+
+
+async def test_a_rehash_tells_good_from_damaged(bench):
+    await bench.fetched(0)
+    bench.pool.submit(0, jobs.RehashJob(0, bench.pin(0)))
+    report = await bench.report(jobs.Got)
+    assert (report.source, report.pin) == ("disk", bench.pin(0))
+    with bench.store.file_path(0).open("r+b") as stream:
+        stream.seek(BLOCK + 3)
+        stream.write(b"\xee\xee")
+    bench.pool.submit(0, jobs.RehashJob(0, bench.pin(0)))
+    assert (await bench.report(jobs.Damaged)).chunk == 0
+    with closing(Chunks(bench.store.directory)) as chunks:
+        assert chunks.missing_range(0) == (0, CHUNK)
+
+
+# -- from a peer ----------------------------------------------------------------------------------
+
+
+async def test_a_chunk_from_a_peer_is_verified_block_by_block(bench):
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 2, bench.pin(2)))
+    asked = await far.request()
+    assert (asked.kind, asked.request, asked.chunk) == (Kind.REQUEST, 7, 2)
+    assert (asked.offset, asked.length) == (0, BLOCK + 7)
+    await far.send(*answer(bench, asked, bench.data(2), bench.digests(2)))
+    report = await bench.report(jobs.Got)
+    assert (report.source, report.request, report.chunk) == ("peer", 7, 2)
+    assert report.digests == bench.digests(2)
+    assert bench.stored(2) == bench.data(2)
+    assert bench.pool.totals().peer_bytes == BLOCK + 7
+
+
+async def test_a_chunk_of_one_block_needs_no_digests(bench):
+    last = bench.manifest.chunk_count - 1
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(1, 1, last, bench.pin(last)))
+    asked = await far.request()
+    await far.send(*answer(bench, asked, bench.data(last), b""))
+    await bench.report(jobs.Got)
+    assert bench.stored(last) == bench.data(last)
+
+
+@pytest.mark.parametrize("bad", [0, CHUNK // 2 + 9, CHUNK - 1])
+async def test_one_wrong_bit_is_refused_and_the_connection_closed(bench, bad):
+    data = bytearray(bench.data(0))
+    data[bad] ^= 1
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    await far.send(*answer(bench, await far.request(), bytes(data), bench.digests(0)))
+    assert (await bench.report(jobs.AskEnded)).why == "corrupt"
+    assert (await bench.report(jobs.LinkClosed)).link == 1
+    assert await far.ended()
+    good = bad // BLOCK * BLOCK
+    with closing(Chunks(bench.store.directory)) as chunks:
+        assert chunks.missing_range(0) == (good, CHUNK), "blocks before it are kept, it is not"
+
+
+async def test_digests_that_do_not_make_the_pin_are_refused(bench):
+    digests = bytearray(bench.digests(0))
+    digests[DIGEST_BYTES] ^= 1
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    await far.send(*answer(bench, await far.request(), bench.data(0), bytes(digests)))
+    assert (await bench.report(jobs.AskEnded)).why == "corrupt"
+
+
+async def test_a_chunk_of_several_blocks_without_digests_is_refused(bench):
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    await far.send(*answer(bench, await far.request(), bench.data(0), b""))
+    report = await bench.report(jobs.AskEnded)
+    assert report.why == "failed"
+    assert "without digests" in report.text
+
+
+async def test_after_a_cut_only_the_missing_blocks_are_asked_for(bench):
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    frames = answer(bench, await far.request(), bench.data(0), bench.digests(0))
+    await far.send(*frames[:6], frames[6], frames[7], frames[8][:100])  # two blocks and a bit
+    await far.stream.aclose()
+    assert (await bench.report(jobs.AskEnded)).why == "failed"
+    await bench.report(jobs.LinkClosed)
+    again = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(8, 1, 0, bench.pin(0)))
+    asked = await again.request()
+    assert (asked.offset, asked.length) == (2 * BLOCK, CHUNK - 2 * BLOCK)
+    await again.send(*answer(bench, asked, bench.data(0), bench.digests(0)))
+    await bench.report(jobs.Got)
+    assert bench.stored(0) == bench.data(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "why", "retry_after_s"),
+    [(Kind.BUSY, 250, "busy", 0.25), (Kind.NOT_HAVE, 0, "not_have", 0.0)],
+)
+async def test_a_refusal_is_reported_and_the_connection_lives_on(
+    bench, kind, status, why, retry_after_s
+):
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    asked = await far.request()
+    await far.send(Header(kind, asked.request, asked.chunk, status=status).encode())
+    report = await bench.report(jobs.AskEnded)
+    assert (report.why, report.retry_after_s) == (why, retry_after_s)
+    bench.pool.submit(0, jobs.AskJob(8, 1, 2, bench.pin(2)))
+    asked = await far.request()
+    await far.send(*answer(bench, asked, bench.data(2), bench.digests(2)))
+    await bench.report(jobs.Got)
+
+
+async def test_answers_out_of_order_and_data_that_was_not_asked_for_end_the_connection(bench):
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    asked = await far.request()
+    await far.send(Header(Kind.DATA, asked.request + 1, 0, 0, BLOCK).encode())
+    report = await bench.report(jobs.AskEnded)
+    assert report.why == "failed"
+    assert "out of order" in report.text
+    assert await far.ended()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_a_peer_that_falls_silent_is_given_up_and_its_blocks_are_kept(tmp_path, workers):
+    async with running(tmp_path, workers, first_byte_s=0.3, stall_s=0.3) as bench:
+        far = await near(bench, jobs.AddDownlink)
+        bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+        frames = answer(bench, await far.request(), bench.data(0), bench.digests(0))
+        await far.send(*frames[:3])
+        report = await bench.report(jobs.AskEnded)
+        assert report.why == "failed"
+        assert "no byte came in time" in report.text
+        with closing(Chunks(bench.store.directory)) as chunks:
+            assert chunks.missing_range(0) == (BLOCK, CHUNK)
+
+
+async def test_closing_the_links_of_a_peer_answers_what_was_asked(bench):
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    await far.request()
+    bench.pool.submit(0, jobs.CloseLinks(PEER))
+    assert (await bench.report(jobs.AskEnded)).why == "failed"
+    assert (await bench.report(jobs.LinkClosed)).peer == PEER
+    assert await far.ended()
+
+
+async def test_a_cancel_is_sent_and_the_ended_answer_reported(bench):
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    await far.request()
+    bench.pool.submit(0, jobs.CancelJob(7))
+    cancel = await far.request()
+    assert (cancel.kind, cancel.request) == (Kind.CANCEL, 7)
+    await far.send(Header(Kind.END, 7, 0, status=EndStatus.CANCELLED).encode())
+    assert (await bench.report(jobs.AskEnded)).why == "failed"
+
+
+# -- to a peer ------------------------------------------------------------------------------------
+
+
+async def test_a_held_chunk_is_served_with_its_digests_and_a_part_of_it_as_well(bench):
+    await bench.fetched(0)
+    far = await near(bench, jobs.AddUplink)
+    for offset, length in ((0, CHUNK), (BLOCK, 2 * BLOCK), (3 * BLOCK, 5)):
+        await far.send(Header(Kind.REQUEST, 9, 0, offset, length).encode())
+        got, at = b"", offset
+        while (frame := await far.header(dataframe.DOWNWARD)).kind is Kind.DATA:
+            assert (frame.request, frame.chunk, frame.offset) == (9, 0, at)
+            digests = await far.read(frame.digests)
+            assert digests == (bench.digests(0) if at == offset else b"")
+            got += await far.read(frame.length)
+            at += frame.length
+        assert (frame.kind, frame.status) == (Kind.END, EndStatus.DONE)
+        assert got == bench.data(0)[offset : offset + length]
+
+
+async def test_what_is_not_verified_is_not_served(bench):
+    far = await near(bench, jobs.AddUplink)
+    await far.send(Header(Kind.REQUEST, 9, 0, 0, BLOCK).encode())
+    frame = await far.header(dataframe.DOWNWARD)
+    assert (frame.kind, frame.request) == (Kind.NOT_HAVE, 9)
+
+
+async def test_a_part_that_is_verified_is_served_before_the_chunk_is_whole(bench):
+    source = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    frames = answer(bench, await source.request(), bench.data(0), bench.digests(0))
+    await source.send(*frames[:3])
+    far = bench.far_end()
+    bench.pool.submit(0, jobs.AddUplink(2, PEER), far.near)
+    while True:
+        await far.send(Header(Kind.REQUEST, 9, 0, 0, BLOCK).encode())
+        frame = await far.header(dataframe.DOWNWARD)
+        if frame.kind is Kind.DATA:
+            break
+    await far.read(frame.digests)
+    assert await far.read(BLOCK) == bench.data(0)[:BLOCK]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_upload_slots_are_bounded_and_the_rest_is_told_to_come_again(tmp_path, workers):
+    async with running(tmp_path, workers, upload_slots=max(1, workers), reserved_slots=1) as bench:
+        await bench.fetched(0)
+        first = bench.far_end(narrow=True)
+        bench.pool.submit(0, jobs.AddUplink(1, PEER), first.near)
+        # Nobody reads the answer to its end: it does not fit into the socket, and keeps the slot.
+        await first.send(Header(Kind.REQUEST, 1, 0, 0, CHUNK).encode())
+        assert (await first.header(dataframe.DOWNWARD)).kind is Kind.DATA
+        second = bench.far_end()
+        bench.pool.submit(0, jobs.AddUplink(2, PEER), second.near)
+        await second.send(Header(Kind.REQUEST, 9, 0, 0, BLOCK).encode())
+        frame = await second.header(dataframe.DOWNWARD)
+        assert (frame.kind, frame.request) == (Kind.BUSY, 9)
+        assert frame.status > 0, "a hint when to come again"
+        await second.send(Header(Kind.REQUEST, 10, 0, 0, BLOCK, flags=Flag.DEMAND).encode())
+        frame = await second.header(dataframe.DOWNWARD)
+        assert frame.kind is Kind.DATA, "a blocked read has a slot of its own"
+
+
+# -- a worker's death -----------------------------------------------------------------------------
+
+
+async def test_what_a_dead_worker_owed_is_answered_and_the_next_one_works(tmp_path):
+    async with running(tmp_path, 2) as bench:
+        far = await near(bench, jobs.AddDownlink)
+        bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+        await far.request()
+        before = bench.pool.totals()
+        pid = bench.pool.pids[0]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        ended = await bench.report(jobs.AskEnded)
+        assert (ended.request, ended.why, ended.text) == (7, "failed", "a data worker died")
+        assert (await bench.report(jobs.LinkClosed)).link == 1
+        await bench.fetched(0)
+        assert bench.stored(0) == bench.data(0)
+        assert bench.pool.totals().origin_bytes == before.origin_bytes + CHUNK
