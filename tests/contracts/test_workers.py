@@ -21,7 +21,7 @@ from node.worker import WorkerSettings
 from node.workers import WorkerPool
 from p2p import dataframe
 from p2p.dataframe import EndStatus, Flag, Header, Kind
-from p2p.digest import DIGEST_BYTES, block_digest, chunk_pin
+from p2p.digest import block_digest, chunk_pin
 from p2p.manifest import File, Manifest
 
 KIB = 1024
@@ -278,13 +278,18 @@ async def test_one_wrong_bit_is_refused_and_the_connection_closed(bench, bad):
         assert chunks.missing_range(0) == (good, CHUNK), "blocks before it are kept, it is not"
 
 
-async def test_digests_that_do_not_make_the_pin_are_refused(bench):
-    digests = bytearray(bench.digests(0))
-    digests[DIGEST_BYTES] ^= 1
+@pytest.mark.parametrize("chunk", [0, 2, 3], ids=["full", "short", "one block"])
+async def test_a_lie_that_agrees_with_itself_does_not_make_the_pin(bench, chunk):
+    data = bytearray(bench.data(chunk))
+    data[-1] ^= 1
+    blocks = [block_digest(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)]
     far = await near(bench, jobs.AddDownlink)
-    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
-    await far.send(*answer(bench, await far.request(), bench.data(0), bytes(digests)))
+    bench.pool.submit(0, jobs.AskJob(7, 1, chunk, bench.pin(chunk)))
+    digests = b"".join(blocks) if len(blocks) > 1 else b""
+    await far.send(*answer(bench, await far.request(), bytes(data), digests))
     assert (await bench.report(jobs.AskEnded)).why == "corrupt"
+    with closing(Chunks(bench.store.directory)) as chunks:
+        assert chunks.missing_range(chunk) == (0, len(data))
 
 
 async def test_a_chunk_of_several_blocks_without_digests_is_refused(bench):
