@@ -220,6 +220,12 @@ class Model:
     def _announce(self, node: Node, message: m.Announce, now: float) -> None:
         if self.manifest is None or self._leases is None:
             raise RemoteProtocolError("an announce before the manifest is known")
+        if len(message.fetching) != len(message.received):
+            raise RemoteProtocolError("an announce with fetching and received of two lengths")
+        if message.fetching and max(message.fetching) >= self.manifest.chunk_count:
+            raise RemoteProtocolError(
+                f"chunk {max(message.fetching)} of {self.manifest.chunk_count}"
+            )
         first = node.bits is None
         if message.bitfield or self.manifest.chunk_count == 0:
             self._take_bits(node, message.bitfield, now)
@@ -228,11 +234,7 @@ class Model:
         node.heard_at, node.wanted = now, message.wanted
         node.origin_bytes, node.peer_bytes = message.origin_bytes, message.peer_bytes
         node.corrupt_chunks = message.corrupt_chunks
-        if len(message.fetching) != len(message.received):
-            raise RemoteProtocolError("an announce with fetching and received of two lengths")
         for chunk, received in zip(message.fetching, message.received, strict=True):
-            if chunk >= self.manifest.chunk_count:
-                raise RemoteProtocolError(f"chunk {chunk} of {self.manifest.chunk_count}")
             self._leases.progress(node.node, chunk, received, now)
         if first:
             self._welcome(node)

@@ -1,0 +1,175 @@
+"""What every origin promises: `file://`, a real nginx, a plain HTTP server and one with TLS."""
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+from support.cluster import make_model
+from support.faulty import FaultyOrigin
+
+from node import jobs
+from node.chunks import Chunks
+from node.fetch import Fetched, Fetcher
+from node.origins.base import open_origin
+from node.store import Cache, ChunkStore
+from node.tls import tls_context
+from p2p.digest import block_digest, chunk_pin
+from p2p.errors import OriginError
+
+KIB = 1024
+CHUNK, BLOCK = 64 * KIB, 16 * KIB
+SIZES = {"big.bin": 200 * KIB + 1, "a b/täxt %41+&?#.json": 300, "d/empty": 0, "d/one": 1}
+
+
+@dataclass
+class Place:
+    """A folder that is served, and its URL."""
+
+    root: Path
+    url: str
+
+
+@pytest.fixture(params=["file", "nginx", "http", "https"])
+def place(request, tmp_path, monkeypatch) -> Callable[..., Place]:
+    """Serve a folder in one of the ways an origin is reached."""
+    started = []
+
+    def serve(sizes: dict[str, int]) -> Place:
+        root = tmp_path / "model"
+        root.mkdir()
+        make_model(root, 71, sizes)
+        if request.param == "file":
+            return Place(root, root.as_uri() + "/")
+        if request.param == "nginx":
+            nginx = request.getfixturevalue("nginx")
+            return Place(root, nginx(root).url)
+        tls = None
+        if request.param == "https":
+            authority = trustme.CA()
+            authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+            tls_context.cache_clear()
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.issue_cert("127.0.0.1").configure_cert(tls)
+        started.append(FaultyOrigin(root, tls=tls))
+        return Place(root, started[-1].url)
+
+    yield serve
+    for origin in started:
+        origin.close()
+    tls_context.cache_clear()
+
+
+class Reader:
+    """Fetches chunks as a worker does, into a store of its own."""
+
+    def __init__(self, folder: Path, manifest) -> None:
+        self.reports: list[jobs.Report] = []
+        self.totals = Fetched()
+        self._cache = Cache.open(folder)
+        self.store = ChunkStore.open(self._cache, manifest)
+        self._chunks = Chunks(self.store.directory)
+        self.fetcher = Fetcher(self._chunks, self.totals, self.reports.append)
+
+    async def fetch(self, job: jobs.FetchJob) -> jobs.Report:
+        """Carry out one job; returns its outcome."""
+        await self.fetcher.fetch(job)
+        return self.reports[-1]
+
+    def close(self) -> None:
+        """Release everything."""
+        self.fetcher.close()
+        self._chunks.close()
+        self.store.close()
+        self._cache.close()
+
+
+@pytest.fixture
+async def reader(tmp_path):
+    """`reader(manifest)` gives a Reader, closed at the end."""
+    opened = []
+
+    def start(manifest) -> Reader:
+        opened.append(Reader(tmp_path / "cache", manifest))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+async def test_a_listing_names_every_file_with_its_size_and_a_validator(place):
+    here = place(SIZES)
+    origin = open_origin(here.url)
+    manifest = await origin.list("m", CHUNK, BLOCK)
+    assert {file.path: file.size_bytes for file in manifest.files} == SIZES
+    assert all(file.etag for file in manifest.files)
+    assert manifest.model == "m"
+    assert manifest == await origin.list("m", CHUNK, BLOCK), "the same files, the same revision"
+    await origin.aclose()
+
+
+async def test_every_chunk_is_read_whole_once_and_right(place, reader):
+    here = place(SIZES)
+    origin = open_origin(here.url)
+    manifest = await origin.list("m", CHUNK, BLOCK)
+    work = reader(manifest)
+    for chunk in range(manifest.chunk_count):
+        got = await work.fetch(origin.fetch_job(manifest, chunk))
+        assert isinstance(got, jobs.Got), got
+        extent = manifest.extent(chunk)
+        data = (here.root / manifest.files[extent.file].path).read_bytes()
+        data = data[extent.offset : extent.offset + extent.length]
+        blocks = [block_digest(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)]
+        assert got.digests == b"".join(blocks)
+        assert got.pin == chunk_pin(blocks)
+    for name in SIZES:
+        path = work.store.directory / "files" / name
+        assert path.read_bytes() == (here.root / name).read_bytes()
+    assert work.totals.bytes == sum(SIZES.values())
+
+
+async def test_a_file_that_changed_since_the_listing_is_a_fatal_error(place, reader):
+    here = place({"x": 100 * KIB})
+    origin = open_origin(here.url)
+    manifest = await origin.list("m", CHUNK, BLOCK)
+    path = here.root / "x"
+    path.write_bytes(path.read_bytes()[::-1] + b"!")
+    ended = await reader(manifest).fetch(origin.fetch_job(manifest, 0))
+    assert isinstance(ended, jobs.FetchEnded)
+    assert ended.fatal
+    assert "changed" in ended.text
+    assert "/x" in ended.text
+
+
+async def test_a_file_that_is_gone_is_a_fatal_error(place, reader):
+    here = place({"x": 100 * KIB})
+    origin = open_origin(here.url)
+    manifest = await origin.list("m", CHUNK, BLOCK)
+    (here.root / "x").unlink()
+    ended = await reader(manifest).fetch(origin.fetch_job(manifest, 0))
+    assert isinstance(ended, jobs.FetchEnded)
+    assert ended.fatal
+
+
+async def test_one_file_can_be_named_alone(place, reader):
+    here = place(SIZES)
+    origin = open_origin(here.url + "big.bin")
+    manifest = await origin.list("m", CHUNK, BLOCK)
+    assert [(file.path, file.size_bytes) for file in manifest.files] == [
+        ("big.bin", SIZES["big.bin"])
+    ]
+    assert isinstance(await reader(manifest).fetch(origin.fetch_job(manifest, 1)), jobs.Got)
+
+
+async def test_what_is_not_there_and_what_is_empty_is_named(place):
+    here = place({})
+    with pytest.raises(OriginError, match="no files") as caught:
+        await open_origin(here.url).list("m", CHUNK, BLOCK)
+    assert caught.value.fatal
+    with pytest.raises(OriginError, match="missing") as caught:
+        await open_origin(here.url + "missing/").list("m", CHUNK, BLOCK)
+    assert caught.value.fatal
