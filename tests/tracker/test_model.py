@@ -152,7 +152,7 @@ def test_a_late_joiner_hears_when_the_swarm_started_and_all_pins():
     tracked = listed(1, A, B)
     tracked.handle(A, announce(), 5.0)
     tracked.handle(A, m.Fetched([0], pin(0), b""), 6.0)
-    sends = tracked.handle(B, announce(), 60.0)
+    sends = tracked.handle(B, announce(wanted=0), 60.0)
     assert sent(sends, m.Leases, B)[0].started_at == WALL + 5.0
     assert sent(sends, m.PinsKnown, B) == [m.PinsKnown([0], pin(0))]
     assert sent(sends, m.Peers, B) == [m.Peers([A], [["h:1"]])]
