@@ -1,6 +1,7 @@
 """The commands beside `serve` and `join`: status, verify; trackers in a list; a reboot."""
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -22,14 +23,15 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def flip(path, at: int) -> None:
     """Change one bit of a file that may be read-only, and leave its times as they were."""
-    mode = path.stat().st_mode
+    status = path.stat()
     path.chmod(0o644)
     with path.open("r+b") as stream:
         stream.seek(at)
         byte = stream.read(1)
         stream.seek(at)
         stream.write(bytes([byte[0] ^ 1]))
-    path.chmod(mode)
+    path.chmod(status.st_mode)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_status_of_a_node_and_of_a_tracker_say_what_is_so(one):
