@@ -82,7 +82,7 @@ class Dialler:
             check_hello(message)
             expected = proof(self._token, _LISTENS, self.first, message)
             if not hmac.compare_digest(expected, message.proof):
-                raise Refused("token", "the other side does not know our cluster token")
+                raise Refused("token", "wrong cluster token: use the same --token-file everywhere")
             self.peer = message
             return Proof(proof(self._token, _DIALS, self.first, message))
         if isinstance(message, Welcome) and self.peer is not None:
