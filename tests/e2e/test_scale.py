@@ -51,7 +51,7 @@ def test_eight_nodes_share_a_gigabyte_and_none_carries_the_origin(one, nginx):
 
 def test_a_node_added_at_the_end_completes_from_its_peers(one, nginx):
     source = make_model(one.folder / "source", 22, {"x.bin": 40 * MIB})
-    origin = nginx(source, "limit_rate 8m;")
+    origin = nginx(source, "limit_rate 700k;")
     one.start_tracker("--start-with", "2")
     options = ("--origin", origin.url, "--until-complete", "--chunk-size", "1MiB")
     processes = [one.start_node(name, *options) for name in ("a", "b")]

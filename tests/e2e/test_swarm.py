@@ -21,6 +21,7 @@ UNEVEN = {
     "tokenizer/deep er/täxt %41.json": 3 * KIB,
 }
 CHUNKS = ("--chunk-size", "1MiB", "--block-size", "256KiB")
+# nginx sends the first second's worth of `limit_rate` at once: below a chunk a second it throttles.
 
 
 def finish(cluster: Cluster, processes: dict[str, object], source: dict[str, str]) -> None:
@@ -69,7 +70,7 @@ def test_a_file_origin_needs_no_server_and_two_models_share_a_tracker(cluster):
 def test_a_killed_node_resumes_and_fetches_only_what_was_missing(cluster, nginx):
     sizes = {"big.bin": 48 * MIB + 5}
     source = make_model(cluster.folder / "source", 4, sizes)
-    origin = nginx(source, "limit_rate 12m;")
+    origin = nginx(source, "limit_rate 700k;")
     cluster.start_tracker()
     options = ("--origin", origin.url, "--until-complete", *CHUNKS)
     node = cluster.start_node("a", *options)
@@ -89,7 +90,7 @@ def test_a_killed_node_resumes_and_fetches_only_what_was_missing(cluster, nginx)
 def test_a_tracker_killed_and_restarted_is_rebuilt_and_nothing_is_fetched_twice(cluster, nginx):
     sizes = {"big.bin": 64 * MIB}
     source = make_model(cluster.folder / "source", 5, sizes)
-    origin = nginx(source, "limit_rate 4m;")
+    origin = nginx(source, "limit_rate 600k;")
     tracker = cluster.start_tracker("--start-with", "3")
     names = ["a", "b", "c"]
     processes = {
@@ -134,7 +135,7 @@ def test_everything_killed_and_started_again_fetches_nothing_that_was_complete(c
 def test_a_stopped_node_that_holds_leases_does_not_hold_up_the_others(cluster, nginx):
     sizes = {"big.bin": 32 * MIB}
     source = make_model(cluster.folder / "source", 7, sizes)
-    origin = nginx(source, "limit_rate 3m;")
+    origin = nginx(source, "limit_rate 600k;")
     cluster.start_tracker("--start-with", "3")
     names = ["a", "b", "c"]
     processes = {
@@ -177,7 +178,7 @@ def test_a_flipped_byte_never_spreads_and_the_damaged_node_heals(cluster, nginx)
 
 def test_ctrl_c_ends_within_three_seconds_and_leaves_a_resumable_cache(cluster, nginx):
     source = make_model(cluster.folder / "source", 9, {"big.bin": 16 * MIB})
-    origin = nginx(source, "limit_rate 2m;")
+    origin = nginx(source, "limit_rate 500k;")
     cluster.start_tracker()
     node = cluster.start_node("a", "--origin", origin.url, "--until-complete", *CHUNKS)
     wait_until(lambda: (s := cluster.node_status("a")) and s["held_chunks"] >= 3, "3 chunks")
@@ -192,7 +193,7 @@ def test_a_worker_that_dies_is_restarted_and_loses_only_its_transfers(cluster, n
     if cluster.workers == 0:
         cluster.workers = 1
     source = make_model(cluster.folder / "source", 10, {"big.bin": 24 * MIB})
-    origin = nginx(source, "limit_rate 6m;")
+    origin = nginx(source, "limit_rate 700k;")
     cluster.start_tracker()
     node = cluster.start_node("a", "--origin", origin.url, "--until-complete", *CHUNKS)
     wait_until(lambda: (s := cluster.node_status("a")) and s["held_chunks"] >= 6, "6 chunks")
