@@ -125,7 +125,7 @@ def test_after_a_reboot_nothing_is_complete_until_it_was_hashed_again(cluster, n
 
 
 def test_the_next_tracker_of_a_list_is_taken_and_the_first_again_when_it_is_back(one, nginx):
-    source = make_model(one.folder / "source", 65, {"x.bin": 48 * MIB})
+    source = make_model(one.folder / "source", 65, {"x.bin": 32 * MIB})
     origin = nginx(source, "limit_rate 600k;")
     second = Cluster(one.folder / "second", 1)
     second.folder.mkdir()
@@ -152,6 +152,6 @@ def test_the_next_tracker_of_a_list_is_taken_and_the_first_again_when_it_is_back
             )
             assert hashes(one.folder / name / "model") == hashes(source)
         fetched = sum(one.node_status(name)["origin_bytes"] for name in nodes)
-        assert fetched <= 48 * MIB + 6 * MIB, "only what was in flight was fetched twice"
+        assert fetched <= 32 * MIB + 6 * MIB, "only what was in flight was fetched twice"
     finally:
         second.close()
