@@ -36,7 +36,7 @@ lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet pip-tools
 	.venv-lock/bin/pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-		--extra test --extra dev --output-file requirements/lock.txt pyproject.toml
+		--extra test --extra dev --extra bench --output-file requirements/lock.txt pyproject.toml
 	rm -r .venv-lock
 
 clean:

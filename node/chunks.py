@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from node.statemap import MISSING, VERIFIED, StateMap
@@ -88,57 +89,90 @@ class Chunks:
         end = (states.rindex(MISSING) + 1) * size
         return states.index(MISSING) * size, min(end, self.manifest.extent(chunk).length)
 
-    def allocate(self, chunk: Chunk) -> None:
-        """Take the chunk's space now, where its lack is an error and not a SIGBUS.
+    def missing_spans(self, chunk: Chunk) -> list[tuple[int, int]]:
+        """Offset and end, in the chunk, of each run of missing blocks."""
+        count, size = self.manifest.block_count(chunk), self.manifest.block_bytes
+        states, length = self.map.blocks(chunk, 0, count), self.manifest.extent(chunk).length
+        spans, at = [], states.find(MISSING)
+        while at >= 0:
+            end = states.find(VERIFIED, at)
+            end = count if end < 0 else end
+            spans.append((at * size, min(end * size, length)))
+            at = states.find(MISSING, end)
+        return spans
+
+    def allocate(self, chunk: Chunk, start: int = 0, end: int | None = None) -> None:
+        """Take the space of a chunk, or of a part of it, now: its lack is an error, not a SIGBUS.
 
         Raises:
           StoreFull: there is none.
         """
         extent = self.manifest.extent(chunk)
+        length = (extent.length if end is None else end) - start
         try:
-            os.posix_fallocate(self.descriptor(extent.file), extent.offset, extent.length)
+            os.posix_fallocate(self.descriptor(extent.file), extent.offset + start, length)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StoreFull(f"no space for chunk {chunk}: {error.strerror}") from error
             raise
 
-    def mapped(self, chunk: Chunk) -> mmap.mmap:
-        """The chunk's bytes, writable. The caller closes it."""
+    def mapped(self, chunk: Chunk, start: int, end: int) -> mmap.mmap:
+        """Bytes `start` to `end` of the chunk, writable. The caller closes it."""
         extent = self.manifest.extent(chunk)
         return mmap.mmap(
-            self.descriptor(extent.file), extent.length, mmap.MAP_SHARED, offset=extent.offset
+            self.descriptor(extent.file), end - start, mmap.MAP_SHARED, offset=extent.offset + start
         )
+
+    def block_length(self, chunk: Chunk, block: int) -> int:
+        """Bytes of a block: fewer than all only at a file's end."""
+        size = self.manifest.block_bytes
+        return min(size, self.manifest.extent(chunk).length - block * size)
+
+    def read_block(self, chunk: Chunk, block: int) -> bytes:
+        """A block as it is in the cache now."""
+        extent = self.manifest.extent(chunk)
+        at = extent.offset + block * self.manifest.block_bytes
+        return os.pread(self.descriptor(extent.file), self.block_length(chunk, block), at)
 
     def check(self, chunk: Chunk, block: int) -> bytes:
         """The digest of a block as it is in the cache now."""
-        extent = self.manifest.extent(chunk)
-        at = block * self.manifest.block_bytes
-        size = min(self.manifest.block_bytes, extent.length - at)
-        return block_digest(os.pread(self.descriptor(extent.file), size, extent.offset + at))
+        return block_digest(self.read_block(chunk, block))
 
 
 class Sink:
-    """One chunk's missing range as it arrives in order.
+    """One range of a chunk as it arrives in order.
 
     Write into `window()`, tell `advance` how much came; each block is verified when it is whole and
     only then marked. Blocks that are verified already are never written: their bytes go to scratch.
 
     Args:
-      expected: digests of all blocks, or None when the bytes themselves are the authority (origin)
-        or the chunk is one block whose pin is enough.
-      pin: what a chunk of one block must match, or None.
+      pin: what the digests of all blocks must make (see `expect`), or, of a chunk of one block,
+        its own digest. None: the bytes themselves are the authority (origin).
+      span: offset and end in the chunk, at block borders; default: from the first missing block to
+        the last.
+      checksum: the store's checksum of a block, computed while it is in cache, into `crcs`.
     """
 
-    def __init__(self, chunks: Chunks, chunk: Chunk, pin: bytes | None) -> None:
+    def __init__(
+        self,
+        chunks: Chunks,
+        chunk: Chunk,
+        pin: bytes | None,
+        span: tuple[int, int] | None = None,
+        checksum: Callable[[memoryview], int] | None = None,
+        crcs: dict[int, int] | None = None,
+    ) -> None:
         self.chunk = chunk
         self.duplicate_bytes = 0
         self._chunks = chunks
         self._pin = pin
+        self._checksum = checksum
+        self._crcs = {} if crcs is None else crcs
         self._expected: bytes | None = None
-        chunks.allocate(chunk)
-        self.start, self.end = chunks.missing_range(chunk)
+        self.start, self.end = span or chunks.missing_range(chunk)
+        chunks.allocate(chunk, self.start, self.end)
         self.position = self.start
-        self._map = chunks.mapped(chunk)
+        self._map = chunks.mapped(chunk, self.start, self.end)
         self._view = memoryview(self._map)
         self._scratch: bytearray | None = None
         self._enter_block()
@@ -164,15 +198,14 @@ class Sink:
             self._scratch = bytearray(size)
         elif self.position < self.end:
             with contextlib.suppress(OSError):  # an older kernel: pages are faulted in one by one
-                self._map.madvise(
-                    MADV_POPULATE_WRITE, self.position, self._block_end - self.position
-                )
+                at, length = self.position - self.start, self._block_end - self.position
+                self._map.madvise(MADV_POPULATE_WRITE, at, length)
 
     def window(self) -> memoryview:
         """Where the next bytes go: to the end of the current block at most."""
         if self._here and self._scratch is not None:
             return memoryview(self._scratch)[: self._block_end - self.position]
-        return self._view[self.position : self._block_end]
+        return self._view[self.position - self.start : self._block_end - self.start]
 
     def advance(self, count: int) -> bool:
         """`count` bytes are there; true when a block is whole.
@@ -195,8 +228,11 @@ class Sink:
         return self._chunks.manifest.block_bytes
 
     def _verify(self) -> None:
-        with self._view[self._block * self._block_bytes : self._block_end] as block:
+        start = self._block * self._block_bytes - self.start
+        with self._view[start : self._block_end - self.start] as block:
             digest = block_digest(block)
+            if self._checksum is not None:
+                self._crcs[self._block] = self._checksum(block)
         if self._expected is not None:
             at = self._block * DIGEST_BYTES
             good = digest == self._expected[at : at + DIGEST_BYTES]

@@ -3,12 +3,15 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from node import config as configuration
+from node.options import MAX_CONNECTIONS, MAX_WORKERS, join_options
+from node.origins.base import OriginOptions
 from p2p.errors import P2PError, UsageError, single_error
 from p2p.units import format_size, parse_address, parse_size
 
@@ -36,119 +39,40 @@ def _optional(parse: Callable[[str], Any], text: str | None) -> Any:
 
 
 @main.command()
-@click.option(
-    "--tracker",
-    envvar="P2P_TRACKER",
-    required=True,
-    metavar="HOST:PORT[,HOST:PORT]",
-    help="Trackers, tried in order.",
-)
-@click.option(
-    "--origin",
-    metavar="URL",
-    help="Where the model comes from [default: OSS_PATH, then the tracker's].",
-)
-@click.option("--model", metavar="NAME", help="The model's name [default: from the origin].")
-@click.option(
-    "--model-dir",
-    type=click.Path(path_type=Path),
-    envvar="MODEL_DIR",
-    metavar="DIR",
-    help="Where the files appear, each when complete and verified.",
-)
-@click.option("--replace", is_flag=True, help="Overwrite existing files that differ.")
-@click.option(
-    "--cache-dir",
-    type=click.Path(path_type=Path),
-    envvar="P2P_CACHE_DIR",
-    metavar="DIR",
-    help="Chunks and journal [default: a hidden folder beside the model dir].",
-)
-@click.option(
-    "--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="For peers."
-)
-@click.option("--advertise", metavar="HOST:PORT", help="What peers are told to dial.")
-@click.option(
-    "--http",
-    default="off",
-    show_default=True,
-    metavar="HOST:PORT|off",
-    help="This node's health and metrics.",
-)
-@click.option("--http-public", is_flag=True, help="Allow --http beyond loopback.")
-@click.option("--chunk-size", default="16MiB", show_default=True, metavar="SIZE")
-@click.option("--block-size", metavar="SIZE", help="[default: 1MiB, at most the chunk size]")
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    envvar="P2P_TOKEN_FILE",
-    metavar="FILE",
-    help="The cluster token [default: P2P_TOKEN].",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0, 64),
-    default=1,
-    show_default=True,
-    help="Data workers; 0 moves bytes inside the control process.",
-)
-@click.option(
-    "--until-complete", is_flag=True, help="Exit 0 when everything is complete and verified."
-)
-@click.option(
-    "--linger",
-    type=click.FloatRange(0),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Then serve until no live node is incomplete, at most so long.",
-)
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="JSON figures, written whole at completion and at exit.",
-)
-@click.option("--quiet", is_flag=True, help="No progress display.")
-@click.option(
-    "--log-level",
-    default="warning",
-    show_default=True,
-    type=click.Choice(["debug", "info", "warning", "error"]),
-)
+@join_options
 def join(**options: Any) -> None:
-    """Join a swarm and hold its model."""
-    level = options.pop("log_level")
-    config = _join_config(options)
+    """Join a swarm and hold its model.
+
+    The OSS connector's variables and its configuration file are understood: with OSS_ENDPOINT,
+    OSS_REGION, OSS_PATH, MODEL_DIR and keys, --tracker is all that is to be given.
+    """
+    config, warnings = _join_config(options)
     import logging
 
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    for noisy in ("httpx", "httpcore", "hypercorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from node.audit import start_logging
+
+    start_logging(config.log_level, config.log_path)
+    for warning in warnings:
+        logging.getLogger(__name__).warning("%s", warning)
     import trio
 
-    from node.daemon import Daemon
-
-    async def run() -> int:
-        return await Daemon(config).run()
+    from node.daemon import run
 
     try:
-        code = trio.run(run)
+        code = trio.run(run, config)
     except BaseExceptionGroup as group:
         raise single_error(group) from None
     sys.exit(code)
 
 
-def _join_config(options: dict[str, Any]) -> configuration.JoinConfig:
+def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, list[str]]:
+    """What is to be done, and what is to be said about it once there is a log."""
     from p2p.exposure import check_http
+    from p2p.manifest import check_sizes
 
     chunk_bytes = parse_size(options["chunk_size"])
     block_text = options["block_size"]
     block_bytes = parse_size(block_text) if block_text else min(2**20, chunk_bytes)
-    from p2p.manifest import check_sizes
-
     check_sizes(chunk_bytes, block_bytes)
     http = _optional(lambda text: parse_address(text, what="--http"), options["http"])
     if http is not None:
@@ -157,11 +81,13 @@ def _join_config(options: dict[str, Any]) -> configuration.JoinConfig:
         parse_address(part.strip(), what="--tracker") for part in options["tracker"].split(",")
     )
     model_dir = options["model_dir"]
-    return configuration.JoinConfig(
+    origin = options["origin"] or configuration.environment("OSS_PATH")
+    config = configuration.JoinConfig(
         trackers=trackers,
         model_dir=model_dir,
         cache_dir=options["cache_dir"] or configuration.default_cache_dir(model_dir),
-        origin=options["origin"] or configuration.environment("OSS_PATH"),
+        origin=origin,
+        origin_options=_origin_options(options, origin),
         model=options["model"],
         listen=parse_address(options["listen"], what="--listen"),
         advertise=_optional(lambda t: parse_address(t, what="--advertise"), options["advertise"]),
@@ -169,13 +95,72 @@ def _join_config(options: dict[str, Any]) -> configuration.JoinConfig:
         chunk_bytes=chunk_bytes,
         block_bytes=block_bytes,
         token=configuration.read_token(options["token_file"]),
-        workers=options["workers"],
+        source_ips=configuration.read_source_ips(),
         replace=options["replace"],
+        follow=options["follow"],
         until_complete=options["until_complete"],
         linger_s=options["linger"],
         report=options["report"],
         quiet=options["quiet"],
     )
+    return _with_connector(config, options)
+
+
+def _origin_options(options: dict[str, Any], origin: str | None) -> OriginOptions:
+    for other in ("credentials", "profile"):
+        if options["anonymous"] and options[other]:
+            raise UsageError(f"--anonymous and --{other} exclude each other: leave one out")
+    names = [name.strip() for text in options["files"] for name in text.split(",")]
+    given = OriginOptions(
+        endpoint=options["endpoint"] or None,
+        region=options["region"] or None,
+        addressing=options["addressing"],
+        files=tuple(dict.fromkeys(name for name in names if name)),
+        credentials_file=options["credentials"],
+        profile=options["profile"] or None,
+        anonymous=options["anonymous"],
+    )
+    return configuration.with_environment(given, origin or "")
+
+
+def _with_connector(
+    config: configuration.JoinConfig, options: dict[str, Any]
+) -> tuple[configuration.JoinConfig, list[str]]:
+    """Add what flags or the connector's file say; files are made only when all else is right."""
+    from node import connector
+
+    settings, warnings = connector.load(
+        options["connector_config"], use_default=configuration.is_oss(config.origin or "")
+    )
+    workers, connections = options["workers"], options["connections"]
+    if workers is None:
+        workers = min(settings.vcpus or 1, configuration.core_count(), MAX_WORKERS)
+    if connections is None:
+        connections = min(settings.connections or config.connections, MAX_CONNECTIONS)
+
+    def appendable(flag: str, ours: Path | None, theirs: Path | None) -> Path | None:
+        path = ours or theirs
+        reason = configuration.why_not_appendable(path) if path else None
+        if reason is None:
+            return path
+        if ours:
+            raise UsageError(f"{flag} {path}: {reason}")
+        warnings.append(f"connector config names {path}: {reason}; going on without (see {flag})")
+        return None
+
+    audit = appendable("--audit", options["audit"], settings.audit_path)
+    log_path = appendable("--log-file", options["log_file"], settings.log_path)
+    level = options["log_level"] or (settings.log_level if log_path else None)
+    added = replace(
+        config,
+        workers=workers,
+        connections=connections,
+        expire_s=settings.expire_s,
+        audit=audit,
+        log_path=log_path,
+        log_level=level or config.log_level,
+    )
+    return added, warnings
 
 
 @main.command()

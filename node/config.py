@@ -1,22 +1,26 @@
 """What `p2p-node join` was asked to do. The only module of the node that reads the environment."""
 
+import ipaddress
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from node.origins.base import OriginOptions
 from p2p.errors import UsageError
 from p2p.manifest import DEFAULT_BLOCK_BYTES, DEFAULT_CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class JoinConfig:
-    """Flags, then environment, then defaults; `None` means unset."""
+    """Flags, then environment, then the connector's file, then defaults; `None` means unset."""
 
     trackers: tuple[tuple[str, int], ...]
     model_dir: Path | None
     cache_dir: Path
     origin: str | None = None
     """the origin's URL as given: may hold credentials; never shown"""
+    origin_options: OriginOptions = field(default_factory=OriginOptions)
+    """for `origin`; see `options_for` where another one names it"""
     model: str | None = None
     listen: tuple[str, int] = ("127.0.0.1", 0)
     advertise: tuple[str, int] | None = None
@@ -25,14 +29,29 @@ class JoinConfig:
     block_bytes: int = DEFAULT_BLOCK_BYTES
     token: bytes = b""
     workers: int = 1
+    connections: int = 4
+    """origin requests at once, of each worker"""
+    source_ips: tuple[str, ...] = ()
+    """addresses of this machine to reach the origin from, in the order given"""
     replace: bool = False
+    follow: bool = False
+    """start the new revision when the object changes at the origin"""
+    expire_s: float | None = None
+    """how long a reader's cache outlives its last use"""
     until_complete: bool = False
     linger_s: float = 30.0
     report: Path | None = None
+    audit: Path | None = None
+    log_path: Path | None = None
+    log_level: str = "warning"
     quiet: bool = False
 
     def __repr__(self) -> str:
         return f"<JoinConfig cache_dir={str(self.cache_dir)!r} workers={self.workers}>"
+
+    def options_for(self, url: str) -> OriginOptions:
+        """The options for an origin that somebody else named, once its URL is known."""
+        return with_environment(self.origin_options, url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +110,55 @@ def default_cache_dir(model_dir: Path | None) -> Path:
         raise UsageError("say where the files go: --model-dir DIR (or MODEL_DIR), or --cache-dir")
     resolved = Path(os.path.abspath(model_dir))
     return resolved.parent / f".{resolved.name}.shoal"
+
+
+def is_oss(url: str) -> bool:
+    """`url` names a place in OSS, where the connector's variables and its file mean something."""
+    return url.partition(":")[0].lower() == "oss"
+
+
+def with_environment(options: OriginOptions, url: str) -> OriginOptions:
+    """Fill in what the connector's variables say, if `url` is for OSS; nothing given is replaced.
+
+    S3's variables are left to botocore, which knows their order.
+    """
+    if not is_oss(url):
+        return options
+    credentials = None if options.anonymous else environment("OSS_CREDENTIALS_FILE")
+    return replace(
+        options,
+        endpoint=options.endpoint or environment("OSS_ENDPOINT"),
+        region=options.region or environment("OSS_REGION"),
+        credentials_file=options.credentials_file or (Path(credentials) if credentials else None),
+    )
+
+
+def read_source_ips() -> tuple[str, ...]:
+    """The addresses in `HTTP_SOURCE_IP`, separated by commas; each once.
+
+    Raises:
+      UsageError: one of them is not an IP address.
+    """
+    found: dict[str, None] = {}
+    for part in (environment("HTTP_SOURCE_IP") or "").split(","):
+        if text := part.strip():
+            try:
+                found[str(ipaddress.ip_address(text))] = None
+            except ValueError as error:
+                raise UsageError(f"HTTP_SOURCE_IP: {text!r} is not an IP address") from error
+    return tuple(found)
+
+
+def core_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def why_not_appendable(path: Path) -> str | None:
+    """Make the file and its folder, if they are not there, and say what stands in the way."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -5,21 +5,26 @@ import os
 import random
 import signal
 import time
-from collections import Counter
-from functools import partial
+from contextlib import closing
 
 import trio
 
 from node import jobs
 from node.adopt import adopt_existing
+from node.announcer import Announcer
+from node.audit import Audit
 from node.config import JoinConfig, Timeouts
+from node.delivery import Delivery
 from node.download import Download
+from node.inherit import inherit, remove_older
 from node.links import Links
 from node.metrics import NodeCollector
 from node.origins.base import Origin, default_model, open_origin
 from node.peers import Peers, address_text, bound_address, open_listeners, split_pins
 from node.progress import show_progress
 from node.publish import ModelDir
+from node.report import Report
+from node.sealing import NodeSeal
 from node.status import serve_status
 from node.store import Cache, ChunkStore
 from node.tracker_client import TrackerClient
@@ -27,7 +32,7 @@ from node.view import View
 from node.worker import WorkerSettings
 from node.workers import WorkerPool
 from p2p import events, messages
-from p2p.errors import OriginError, P2PError, StoreFull, UsageError
+from p2p.errors import OriginError, P2PError, StoreError, UsageError
 from p2p.exposure import check_exposure
 from p2p.ids import NodeId, short
 from p2p.manifest import Manifest, check_sizes
@@ -38,35 +43,60 @@ from p2p.web import serve_web
 log = logging.getLogger(__name__)
 
 
-class Daemon:
-    """One node of one model, from the first hello to the last bye."""
+async def run(config: JoinConfig) -> int:
+    """Hold a model, and its next revisions as far as they are to be followed; the exit code.
 
-    def __init__(self, config: JoinConfig) -> None:
+    Raises:
+      P2PError: what cannot be mended by waiting, in one line.
+    """
+    audit, past = Audit(config.audit), Report()
+    with closing(audit):
+        while True:
+            daemon = Daemon(config, audit, past)
+            code = await daemon.run()
+            if not daemon.moved:
+                return code
+            past = daemon.report
+
+
+class Daemon:
+    """One node of one revision of a model, from the first hello to the last bye.
+
+    Args:
+      past: figures of earlier revisions in this process.
+    """
+
+    def __init__(self, config: JoinConfig, audit: Audit, past: Report) -> None:
         self.config = config
+        self.audit = audit
+        self.moved = False
         self.timeouts = Timeouts()
         self.node = NodeId(os.urandom(16))
         self.rng = random.Random(self.node)
-        self.origin: Origin | None = open_origin(config.origin) if config.origin else None
+        self.origin: Origin | None = None
+        if config.origin:
+            self.origin = self._open_origin(config.origin)
         self.cache = Cache.open(config.cache_dir)
-        self.pool = WorkerPool(config.workers, WorkerSettings())
+        settings = WorkerSettings(connections=config.connections)
+        self.pool = WorkerPool(config.workers, settings)
         self.peers = Peers(self.node, config.token, self.timeouts)
         self.tracker = TrackerClient(
             config.trackers, self.node, config.token, self._join, self, self.timeouts
         )
-        self.view = View(config, self.node, self.pool, self.peers, self.tracker)
+        self.view = View(config, self.node, self.pool, self.peers, self.tracker, past)
         self.report = self.view.report
         self.manifest: Manifest | None = None
         self.confirmed = False
         self.store: ChunkStore | None = None
         self.download: Download | None = None
         self.model_dir: ModelDir | None = None
+        self.seal: NodeSeal | None = None
+        self.delivery: Delivery | None = None
         self.nursery: trio.Nursery
         self.exit_code = 0
-        self._published: set[int] = set()
-        self._to_publish, self._publish_queue = trio.open_memory_channel[int](100_000)
-        self._announced: bytes | None = None
+        self._replaces = bool(past.manifest_id)
+        self.announcer = Announcer(self.tracker, self.view, self.timeouts)
         self._complete = trio.Event()
-        self._all_published = trio.Event()
         self._swarm_done = trio.Event()
         self._tracker_pins: dict[int, bytes] = {}
         self._pins_came = trio.Event()
@@ -114,6 +144,11 @@ class Daemon:
             self.cache.close()
         return self.exit_code
 
+    def _open_origin(self, url: str) -> Origin:
+        origin = open_origin(url, self.config.options_for(url))
+        origin.audit = self.audit
+        return origin
+
     def _join(self) -> messages.Join:
         manifest = self.manifest or self._manifest_on_disk()
         url = self.origin.url if self.origin else ""
@@ -125,6 +160,7 @@ class Daemon:
             self.confirmed and self.manifest is not None,
             self.config.chunk_bytes,
             self.config.block_bytes,
+            self.config.follow,
         )
 
     def _manifest_on_disk(self) -> Manifest | None:
@@ -143,7 +179,7 @@ class Daemon:
                     raise UsageError(
                         "nobody named an origin: use --origin URL here or at the tracker"
                     )
-                self.origin = open_origin(url)
+                self.origin = self._open_origin(url)
             manifest = await self.origin.list(
                 model, self.config.chunk_bytes, self.config.block_bytes
             )
@@ -169,8 +205,8 @@ class Daemon:
                 format_size(manifest.chunk_bytes), format_size(manifest.block_bytes),
             )  # fmt: skip
         if self.origin is None and manifest.origin:
-            self.origin = open_origin(manifest.origin)
-        self.store = store = ChunkStore.open(self.cache, manifest)
+            self.origin = self._open_origin(manifest.origin)
+        self.store = store = await self._open_store(manifest)
         if lacking := store.lacking_bytes():
             log.warning("cache dir %s lacks %s for this model: going on until it is full",
                         config.cache_dir, format_size(lacking))  # fmt: skip
@@ -188,33 +224,40 @@ class Daemon:
             self.rng, Limits(),
         )  # fmt: skip
         links = Links(self.pool, self.peers.dial_data, self._feed, self.nursery)
+        self.seal = self.view.seal = NodeSeal(store, self.pool, self.tracker, self._on_file)
+        self.delivery = Delivery(
+            store, self.model_dir, self.seal.seal.vouches, self.timeouts.space_retry_s
+        )
         self.download = self.view.download = Download(
-            swarm, store, self.pool, self.peers, links, self.tracker, self.origin,
-            self._on_chunk, self._on_complete,
+            swarm, store, self.pool, self.peers, links, self.tracker, self.origin, self.audit,
+            self.seal, self.nursery, self._on_chunk, self._on_complete,
         )  # fmt: skip
-        self.download.resumed_bytes = resumed
+        self.download.resumed_bytes = 0 if self._replaces else resumed
         self.peers.attach(
             manifest.id, manifest.chunk_count, lambda: bytes(swarm.held), self._feed, links
         )
-        self._missing = Counter(
-            manifest.extent(chunk).file
-            for chunk in range(manifest.chunk_count)
-            if chunk not in swarm.held
-        )
         self.nursery.start_soon(self.download.run)
-        self.nursery.start_soon(self._heartbeats)
-        if self.model_dir is not None:
-            self.nursery.start_soon(self._publish_files)
-            for file in range(len(manifest.files)):
-                if not self._missing[file]:
-                    self._to_publish.send_nowait(file)
+        self.nursery.start_soon(self.seal.run)
+        self.nursery.start_soon(self.delivery.run)
+        self.announcer.can_fetch = self.origin is not None
+        self.nursery.start_soon(self.announcer.run, self.download)
         if self._tracker_pins:
             self._feed(events.PinsLearned(tuple(self._tracker_pins.items())))
         if self.tracker.connected:
-            self._announce()
-            self._feed(events.TrackerFound())
+            self._tracker_found()
         self._feed(events.DeadlinePassed())
         self.nursery.start_soon(self._finish)
+
+    async def _open_store(self, manifest: Manifest) -> ChunkStore:
+        """The store of a revision, with what older ones in the cache have of it."""
+        try:
+            inherit(self.cache.path, manifest)
+            store = ChunkStore.open(self.cache, manifest)
+        except OSError as error:
+            raise StoreError(f"cache dir {self.cache.path}: {error.strerror}") from error
+        if self._replaces:
+            await trio.to_thread.run_sync(remove_older, self.cache.path, manifest)
+        return store
 
     async def _adopt(self, store: ChunkStore, model_dir: ModelDir) -> int:
         """Files that are there already and match pins that the swarm knows; returns their bytes."""
@@ -227,7 +270,7 @@ class Daemon:
             for chunk in store.manifest.chunks_of(file)
             if chunk not in store.held
         ]
-        self._announce_empty(store)
+        self.announcer.announce_empty(store.held)
         for start in range(0, len(chunks), messages.MAX_BATCH):
             self._pins_came = trio.Event()
             self.tracker.send(messages.PinsQuery(chunks[start : start + messages.MAX_BATCH]))
@@ -239,11 +282,6 @@ class Daemon:
         self.view.adopted_bytes = adopted.read_bytes
         return adopted.adopted_bytes
 
-    def _announce_empty(self, store: ChunkStore) -> None:
-        """Keep the session alive, and ask for no lease, while existing files are hashed."""
-        self._announced = bytes(store.held)
-        self.tracker.send(messages.Announce(self._announced, [], [], 0, 0, 0, 0))
-
     # -- the tracker ------------------------------------------------------------------------------
 
     def _feed(self, event: events.Event) -> None:
@@ -252,7 +290,7 @@ class Daemon:
 
     def tracker_lost(self) -> None:
         """The session ended."""
-        self._announced = None
+        self.announcer.forget()
         self._feed(events.TrackerLost())
 
     def tracker_message(self, message: messages.Message) -> None:
@@ -277,6 +315,8 @@ class Daemon:
                 self._pins_known(chunks, pins)
             case messages.PinsWanted(chunks):
                 self._send_pins(chunks)
+            case messages.Sealed() | messages.SealBroken() | messages.ChecksumsWanted():
+                self._seal_message(message)
             case messages.OnlyCopies(_, incomplete):
                 if incomplete == 0:
                     self._swarm_done.set()
@@ -293,13 +333,56 @@ class Daemon:
             self.nursery.start_soon(self._start, manifest)
             return
         if message.manifest_id != self.manifest.id:
+            self._moves_on(self.manifest, message)
+        elif self.download is not None:
+            self._tracker_found()
+
+    def _tracker_found(self) -> None:
+        assert self.seal is not None
+        assert self.download is not None
+        self.announcer.announce(self.download)
+        self.seal.joined()
+        self._feed(events.TrackerFound())
+
+    def _moves_on(self, ours: Manifest, message: messages.Joined) -> None:
+        """The swarm has another revision than ours."""
+        name = f"revision {message.manifest_id.hex()[:8]} of {ours.model!r}"
+        theirs = Manifest.decode(message.manifest) if message.manifest else None
+        again = theirs is not None and theirs.same_objects(ours)
+        if theirs is not None and (again or self.config.follow):
+            anew = "a file does not match the store's checksum: it is begun anew"
+            why = anew if again else "the origin's files changed"
+            log.warning("moving to %s: %s", name, why)
+            kept = set(theirs.files)
+            if self.model_dir is not None and self.delivery is not None:
+                for file in self.delivery.delivered:
+                    if ours.files[file] not in kept:
+                        self.model_dir.withdraw(file)
+            self.moved = True
+            self.nursery.start_soon(self._drain)
+        elif self.report.complete:
+            self.confirmed = False
+            log.warning("the swarm moved to %s: this node keeps the one it has", name)
+        else:
             raise P2PError(
-                f"the swarm moved to revision {message.manifest_id.hex()[:8]} of "
-                f"{self.manifest.model!r} (the origin's files changed): run join again"
+                f"the swarm moved to {name} (the origin's files changed): run join again, "
+                "or use --follow"
             )
-        if self.download is not None:
-            self._announce()
-            self._feed(events.TrackerFound())
+
+    def _seal_message(
+        self, message: messages.Sealed | messages.SealBroken | messages.ChecksumsWanted
+    ) -> None:
+        if self.seal is None:
+            return
+        match message:
+            case messages.Sealed(files):
+                self.seal.sealed(files)
+            case messages.ChecksumsWanted(chunks):
+                self.seal.wanted(chunks)
+            case messages.SealBroken(file, stored, read):
+                text = self.seal.broken(file, stored, read)
+                if self.config.until_complete:
+                    raise P2PError(text)
 
     def _pins_known(self, chunks: list[int], pins: bytes) -> None:
         if self.manifest is None:
@@ -321,76 +404,33 @@ class Daemon:
             joined = b"".join(pins[chunk] for chunk in batch)
             self.tracker.send(messages.PinsReport(batch, joined))
 
-    async def _heartbeats(self) -> None:
-        assert self.download is not None
-        while True:
-            busy = not self.download.swarm.held.complete or self.download.swarm.fetching
-            await trio.sleep(self.timeouts.heartbeat_s if busy else self.timeouts.idle_heartbeat_s)
-            if self.tracker.connected:
-                self._announce()
-
-    def _announce(self) -> None:
-        assert self.download is not None
-        swarm, totals = self.download.swarm, self.pool.totals()
-        bits = bytes(swarm.held)
-        received = {lease[0]: lease[1] for lease in totals.fetching}
-        fetching = list(swarm.fetching)
-        statistics = swarm.statistics()
-        self.tracker.send(
-            messages.Announce(
-                bits if bits != self._announced else b"",
-                fetching,
-                [received.get(chunk, 0) for chunk in fetching],
-                swarm.wanted_leases if self.origin is not None else 0,
-                self.view.origin_bytes,
-                totals.peer_bytes,
-                statistics.corrupt_chunks,
-                len(self.download.swarm.suspects),
-            )
-        )
-        self._announced = bits
-
     # -- the end ----------------------------------------------------------------------------------
 
     def _on_chunk(self, chunk: int) -> None:
         assert self.store is not None
         assert self.manifest is not None
         file = self.manifest.extent(chunk).file
-        if self.store.file_complete(file) and file not in self._published:
-            self.store.stamp(file)
-            if self.model_dir is not None:
-                self._to_publish.send_nowait(file)
+        if self.store.file_complete(file):
+            if self.delivery is not None and file not in self.delivery.delivered:
+                self.store.stamp(file)
+            self._on_file(file)
+
+    def _on_file(self, file: int) -> None:
+        """It is complete, or the seal has decided about it."""
+        if self.delivery is not None:
+            self.delivery.look(file)
 
     def _on_complete(self) -> None:
         if self.report.completed_at is None:
             self.report.completed_at = time.time()
         self._complete.set()
 
-    async def _publish_files(self) -> None:
-        """Give complete files their final names; a copy to another filesystem takes a thread."""
-        assert self.model_dir is not None
-        assert self.store is not None
-        async for file in self._publish_queue:
-            if file not in self._published:
-                path = self.store.file_path(file)
-                publish = partial(self.model_dir.publish, file, path)
-                while True:
-                    try:
-                        await trio.to_thread.run_sync(publish)
-                        break
-                    except StoreFull as error:
-                        log.warning("%s: trying again", error)
-                        await trio.sleep(self.timeouts.space_retry_s)
-                self._published.add(file)
-                if len(self._published) == len(self.model_dir.manifest.files):
-                    self._all_published.set()
-
     async def _finish(self) -> None:
         """Wait for the last chunk and the last file; then leave, if that was asked for."""
         assert self.manifest is not None
+        assert self.delivery is not None
         await self._complete.wait()
-        if self.model_dir is not None:
-            await self._all_published.wait()
+        await self.delivery.done.wait()
         self.report.complete = True
         self.view.write_report()
         log.info("complete model=%s bytes=%d", self.manifest.model, self.manifest.total_bytes)

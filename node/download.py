@@ -8,27 +8,37 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from math import inf
+from urllib.parse import unquote
 
 import trio
 
 from node import jobs
+from node.audit import Audit
+from node.http_get import CHANGED
 from node.links import Links
 from node.origins.base import Origin
 from node.peers import Peers, join_pins
+from node.sealing import NodeSeal
 from node.store import ChunkStore
 from node.tracker_client import TrackerClient
 from node.workers import WorkerPool
 from p2p import events, messages
+from p2p.errors import OriginError, UsageError
 from p2p.ids import Chunk, NodeId, short
 from p2p.swarm import Swarm
 
 log = logging.getLogger(__name__)
+
+# The origin may know what to do: redirects, refreshed credentials (S3 says 400), expired redirects.
+REFUSALS = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 404, 410})
 
 
 class Download:
     """One swarm and everything that moves its chunks.
 
     Args:
+      audit: takes a line for each request to the origin.
+      seal: takes checksums that workers computed.
       on_chunk: called with each chunk that is recorded as verified.
       on_complete: called each time the swarm becomes complete.
     """
@@ -42,6 +52,9 @@ class Download:
         links: Links,
         tracker: TrackerClient,
         origin: Origin | None,
+        audit: Audit,
+        seal: NodeSeal,
+        nursery: trio.Nursery,
         on_chunk: Callable[[Chunk], None],
         on_complete: Callable[[], None],
     ) -> None:
@@ -57,8 +70,12 @@ class Download:
         self._queue: deque[events.Event] = deque()
         self._feeding = False
         self._changed = trio.Event()
+        self._audit = audit
+        self._seal = seal
+        self._nursery = nursery
         self._fetch_load = [0] * pool.count
         self._fetch_worker: dict[Chunk, int] = {}
+        self._fetch_jobs: dict[Chunk, jobs.FetchJob] = {}
         self.resumed_bytes = 0
         self.last_origin_error = ""
 
@@ -136,13 +153,17 @@ class Download:
                 self._peers.send(peer, messages.Corrupt(chunk))
                 self._tracker.send(messages.PeerReported(peer, chunk))
             case events.ReportFetched(pins):
-                self._tracker.send(messages.Fetched(*join_pins(pins)))
-            case events.ReturnLease(chunk, text, fatal, retry_after_s):
-                self._tracker.send(messages.LeaseFailed(chunk, text, fatal, retry_after_s))
+                known = [self._store.checksums.get(chunk, b"") for chunk, _ in pins]
+                checksums = b"".join(known) if all(known) else b""
+                self._tracker.send(messages.Fetched(*join_pins(pins), checksums))
+            case events.ReturnLease(chunk, text, fatal, retry_after_s, changed):
+                self._tracker.send(messages.LeaseFailed(chunk, text, fatal, retry_after_s, changed))
 
     def _to_peers(self, peers: tuple[NodeId, ...], message: messages.Message) -> None:
         for peer in peers:
             self._peers.send(peer, message)
+
+    # -- the origin -------------------------------------------------------------------------------
 
     def _fetch(self, chunk: Chunk) -> None:
         if self._origin is None:
@@ -152,12 +173,44 @@ class Download:
         worker = min(range(len(self._fetch_load)), key=lambda i: (self._fetch_load[i], i))
         self._fetch_load[worker] += 1
         self._fetch_worker[chunk] = worker
-        self._pool.submit(worker, self._origin.fetch_job(self._store.manifest, chunk))
+        self._nursery.start_soon(self._submit_fetch, self._origin, chunk, worker)
+
+    async def _submit_fetch(self, origin: Origin, chunk: Chunk, worker: int) -> None:
+        """Sign a fetch, which may need fresh credentials, and hand it to a worker."""
+        try:
+            job = await origin.fetch_job(self._store.manifest, chunk)
+        except (OriginError, UsageError) as error:
+            fatal = not isinstance(error, OriginError) or error.fatal
+            self._fetch_failed(jobs.FetchEnded(chunk, str(error), fatal, 0.0, False))
+            return
+        self._fetch_jobs[chunk] = job
+        self._pool.submit(worker, job)
+
+    async def _refused(self, origin: Origin, job: jobs.FetchJob, ended: jobs.FetchEnded) -> None:
+        """A redirect, or credentials that are not good any more: the origin may know a way."""
+        if await origin.refused(job, ended):
+            worker = self._fetch_worker.get(ended.chunk)
+            if worker is not None:
+                await self._submit_fetch(origin, ended.chunk, worker)
+        else:
+            self._fetch_failed(ended)
 
     def _fetch_ended(self, chunk: Chunk) -> None:
         worker = self._fetch_worker.pop(chunk, None)
+        self._fetch_jobs.pop(chunk, None)
         if worker is not None:
             self._fetch_load[worker] -= 1
+
+    def _fetch_failed(self, ended: jobs.FetchEnded) -> None:
+        self._fetch_ended(ended.chunk)
+        if ended.no_space:
+            log.warning("no space for chunk=%d in the cache dir", ended.chunk)
+            self.feed(events.SpaceExhausted(ended.chunk))
+            return
+        self.last_origin_error = ended.text
+        log.warning("origin fetch failed chunk=%d error=%s", ended.chunk, ended.text)
+        hint_s, changed = ended.retry_after_s or None, ended.code == CHANGED
+        self.feed(events.FetchFailed(ended.chunk, ended.text, ended.fatal, hint_s, changed))
 
     # -- reports ----------------------------------------------------------------------------------
 
@@ -167,19 +220,23 @@ class Download:
                 self._got(report)
             case jobs.AskEnded():
                 self._ask_ended(report)
-            case jobs.FetchEnded(chunk, text, fatal, retry_after_s, no_space):
-                self._fetch_ended(chunk)
-                if no_space:
-                    log.warning("no space for chunk=%d in the cache dir", chunk)
-                    self.feed(events.SpaceExhausted(chunk))
+            case jobs.FetchEnded(chunk=chunk, status=status):
+                job = self._fetch_jobs.get(chunk)
+                if status in REFUSALS and job is not None and self._origin is not None:
+                    self._nursery.start_soon(self._refused, self._origin, job, report)
                 else:
-                    self.last_origin_error = text
-                    log.warning("origin fetch failed chunk=%d error=%s", chunk, text)
-                    self.feed(events.FetchFailed(chunk, text, fatal, retry_after_s or None))
+                    self._fetch_failed(report)
+            case jobs.Requested():
+                self._audit.record(
+                    unquote(report.object), report.start, report.end, report.status, report.bytes,
+                    round(report.seconds * 1000), report.request_id, report.kind,
+                )  # fmt: skip
             case jobs.Damaged(chunk):
                 log.warning("damaged chunk=%d in the cache: dropped, to be fetched again", chunk)
                 self._store.forget(chunk)
                 self.feed(events.ChunkDamaged(chunk))
+            case jobs.Checksummed(chunk, checksum):
+                self._seal.computed(chunk, checksum)
             case jobs.LinkClosed(link, peer, _text):
                 self._links.closed(link, NodeId(peer))
 

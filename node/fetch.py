@@ -1,20 +1,30 @@
-"""Fetching chunks from the origin into the store: http(s) ranges and local files."""
+"""Fetching chunks from the origin into the store: http(s) ranges and local files.
+
+A chunk's missing blocks are cut into ranges, which are read at the same time, each straight into
+the mapped file. A broken body goes on at the received offset; a range that is slower than nearly
+all others is asked for once more, into memory, and whichever is whole first counts.
+"""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
+from random import Random
 from urllib.parse import unquote, urlsplit
 
 import trio
 
 from node import jobs
+from node.checksums import Checksum, checksum_function
 from node.chunks import Chunks, Sink
-from node.http_get import Body, Wire, get, open_wire, shown
+from node.http_get import CHANGED, Answer, Body, Wire, get, open_wire, shown
+from node.ranges import Hedges, RangeSize, Tries
+from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
 from p2p.errors import OriginError, StoreFull
 
-FRUITLESS = 5  # answers in a row with a good head and not one byte of the body: no outage is so
-IDLE_WIRES = 8
+IDLE_WIRES = 16
+BROKEN = (OSError, trio.TooSlowError)
 
 
 @dataclass(slots=True)
@@ -26,106 +36,250 @@ class Fetched:
     under_way: dict[int, int] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Span:
+    """One range of one chunk on its way: `kind` is the audit log's word for the next request."""
+
+    job: jobs.FetchJob
+    sink: Sink
+    offset: int
+    """of the chunk in its file"""
+    tries: Tries
+    kind: str = "first"
+
+
 class Fetcher:
-    """Origin fetches of one worker, with its idle connections."""
+    """Origin fetches of one worker, with its idle connections.
+
+    Args:
+      connections: requests at once; hedges come on top.
+    """
 
     def __init__(
-        self, chunks: Chunks, totals: Fetched, report: Callable[[jobs.Report], None]
+        self,
+        chunks: Chunks,
+        totals: Fetched,
+        report: Callable[[jobs.Report], None],
+        connections: int = 4,
     ) -> None:
         self._chunks = chunks
         self._totals = totals
         self._report = report
+        self._limiter = trio.CapacityLimiter(connections)
         self._idle: dict[tuple[str, str], list[Wire]] = {}
+        self._rng = Random()  # only spreads retries
+        self._size = RangeSize()
+        self._hedges = Hedges()
 
     async def fetch(self, job: jobs.FetchJob) -> None:
         """Carry out a job; its outcome is reported, never raised."""
         self._totals.under_way[job.chunk] = 0
         try:
             await self._fetch(job)
-        except StoreFull as error:
-            self._ended(job, str(error), no_space=True)
-        except OriginError as error:
-            self._ended(job, str(error), fatal=error.fatal, retry_after_s=error.retry_after_s)
-        except (OSError, trio.TooSlowError) as error:
-            text = getattr(error, "strerror", None) or str(error) or "no byte came in time"
-            self._ended(job, f"{shown(job.url)}: {text}")
+        except* StoreFull as group:
+            self._report(_ended(job, str(_first(group)), no_space=True))
+        except* OriginError as group:
+            error = _first(group)
+            assert isinstance(error, OriginError)
+            self._report(_ended(job, str(error), error))
+        except* BROKEN as group:
+            self._report(_ended(job, f"{shown(job.url)}: {_reason(_first(group))}"))
         finally:
             self._totals.under_way.pop(job.chunk, None)
 
-    def _ended(
-        self,
-        job: jobs.FetchJob,
-        text: str,
-        *,
-        fatal: bool = False,
-        retry_after_s: float | None = None,
-        no_space: bool = False,
-    ) -> None:
-        self._report(jobs.FetchEnded(job.chunk, text, fatal, retry_after_s or 0.0, no_space))
-
     async def _fetch(self, job: jobs.FetchJob) -> None:
-        start, end = self._chunks.missing_range(job.chunk)
-        if start < end:
-            sink = Sink(self._chunks, job.chunk, None)
-            try:
-                if urlsplit(job.url).scheme == "file":
-                    await self._copy(job, sink)
-                else:
-                    await self._resume(job, sink)
-            finally:
-                self._totals.duplicate_bytes += sink.duplicate_bytes
-                sink.close()
+        """Read what is missing of a chunk.
+
+        Raises:
+          OriginError, OSError, trio.TooSlowError, StoreFull
+        """
+        crcs: dict[int, int] = {}
+        crc = checksum_function(job.checksum) if job.checksum else None
+        if urlsplit(job.url).scheme == "file":
+            start, end = self._chunks.missing_range(job.chunk)
+            if start < end:
+                await self._copy(job, self._sink(job, start, end, crcs, crc))
+        else:
+            async with trio.open_nursery() as nursery:
+                for first, last in self._chunks.missing_spans(job.chunk):
+                    for start, end in self._size.cut(
+                        first, last, self._chunks.manifest.block_bytes
+                    ):
+                        sink = self._sink(job, start, end, crcs, crc)
+                        nursery.start_soon(self._span, job, sink)
         digests = self._chunks.digests(job.chunk)
-        self._report(jobs.Got(job.chunk, "origin", 0, chunk_pin(digests), digests, b""))
+        checksum = self._checksum(job, crcs, crc) if crc else b""
+        self._report(jobs.Got(job.chunk, "origin", 0, chunk_pin(digests), digests, checksum))
 
-    def _advance(self, sink: Sink, count: int) -> bool:
-        self._totals.bytes += count
-        self._totals.under_way[sink.chunk] += count
-        return sink.advance(count)
+    def _sink(
+        self, job: jobs.FetchJob, start: int, end: int, crcs: dict[int, int], crc: Checksum | None
+    ) -> Sink:
+        return Sink(self._chunks, job.chunk, None, (start, end), crc, crcs)
 
-    async def _resume(self, job: jobs.FetchJob, sink: Sink) -> None:
-        """GET until the range is whole; a body that was cut goes on where it ended.
+    def _checksum(self, job: jobs.FetchJob, crcs: dict[int, int], crc: Checksum) -> bytes:
+        """The store's checksum of the chunk; blocks that came another way are read again."""
+        parts = []
+        for block in range(self._chunks.manifest.block_count(job.chunk)):
+            if block not in crcs:
+                crcs[block] = crc(self._chunks.read_block(job.chunk, block))
+            parts.append((crcs[block], self._chunks.block_length(job.chunk, block)))
+        return combine(job.checksum, parts).to_bytes(CHECKSUM_BYTES, "big")
+
+    # -- one range --------------------------------------------------------------------------------
+
+    async def _span(self, job: jobs.FetchJob, sink: Sink) -> None:
+        """Ask until the range is whole.
 
         Raises:
           OriginError: the answer is wrong, or bodies never come.
           OSError, trio.TooSlowError: no answer came.
         """
         offset = self._chunks.manifest.extent(job.chunk).offset
-        fruitless = 0
-        while not sink.complete:
-            before = sink.position
-            wire, fresh = await self._wire(job.url)
-            body: Body | None = None
-            whole = False
-            try:
-                body = await get(wire, job, offset + sink.position, offset + sink.end)
-                await self._body(wire, body, sink)
-                whole = True
-            except OSError as error:
-                if body is None and fresh:
-                    raise
-                if body is None:
-                    continue  # an idle connection that the server had closed
-                fruitless = 0 if sink.position > before else fruitless + 1
-                if fruitless >= FRUITLESS:
-                    got, wanted = sink.position - sink.start, sink.end - sink.start
-                    text = f"short body: {got} of {wanted} bytes ({error.strerror or error})"
-                    raise OriginError(f"{shown(job.url)}: {text}", fatal=True) from error
-            finally:
-                self._release(job.url, wire, whole and body is not None and body.keep_alive)
+        span = Span(job, sink, offset, Tries(self._rng))
+        try:
+            while not sink.complete:
+                before, answer, wait_s = sink.position, Answer(), 0.0
+                try:
+                    async with self._limiter:
+                        await self._hedged(span, answer)
+                except* (OSError, trio.TooSlowError, OriginError) as group:
+                    wait_s = self._decide(span, before, answer, _first(group))
+                if not sink.complete:
+                    await trio.sleep(wait_s)
+                span.kind = "resume" if sink.position > sink.start else "retry"
+        finally:
+            self._totals.duplicate_bytes += sink.duplicate_bytes
+            sink.close()
 
-    async def _body(self, wire: Wire, body: Body, sink: Sink) -> None:
-        """One response's body into the sink."""
+    def _decide(self, span: Span, before: int, answer: Answer, error: BaseException) -> float:
+        """Seconds to wait before the next try; raises what ends the fetch."""
+        sink = span.sink
+        if isinstance(error, OriginError):
+            wait_s = span.tries.refused(error)
+        else:
+            wait_s = span.tries.cut(
+                progressed=sink.position > before,
+                had_head=answer.had_head,
+                stalled=isinstance(error, trio.TooSlowError),
+            )
+        if wait_s is not None:
+            return wait_s
+        if span.tries.fruitless:
+            got, wanted = sink.position - sink.start, sink.end - sink.start
+            text = f"{shown(span.job.url)}: short body: {got} of {wanted} bytes ({_reason(error)})"
+            raise OriginError(text, fatal=True) from error
+        raise error
+
+    async def _hedged(self, span: Span, answer: Answer) -> None:
+        """One request, and a second one if it is slow."""
+        slow_s = self._hedges.started()
+        if slow_s == inf:
+            await self._request(span, span.sink, span.kind, answer)
+            return
+        stopped, original = trio.Event(), trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hedge, span, slow_s, original, stopped)
+            try:
+                with original:
+                    await self._request(span, span.sink, span.kind, answer)
+            finally:
+                stopped.set()
+            if not original.cancelled_caught:
+                nursery.cancel_scope.cancel()
+
+    async def _hedge(
+        self, span: Span, slow_s: float, original: trio.CancelScope, stopped: trio.Event
+    ) -> None:
+        """Wait until the request is slow; then get the rest into memory, and take it from there."""
+        await trio.sleep(slow_s)
+        sink = span.sink
+        if sink.complete or not self._hedges.allowed():
+            return
+        spare = Memory(sink.position, sink.end)
+        wasted = True
+        try:
+            await self._request(span, spare, "hedge", Answer())
+            original.cancel()
+            await stopped.wait()
+            self._totals.duplicate_bytes += sink.position - spare.start
+            wasted = False
+        except (OSError, trio.TooSlowError, OriginError):
+            return
+        finally:
+            if wasted:
+                self._totals.duplicate_bytes += spare.position - spare.start
+        self._pour(spare.data[sink.position - spare.start :], sink)
+
+    def _pour(self, data: memoryview, sink: Sink) -> None:
+        while data:
+            window = sink.window()
+            count = min(len(data), len(window))
+            window[:count] = data[:count]
+            data = data[count:]
+            self._advance(sink, count)
+
+    async def _request(self, span: Span, target: "Target", kind: str, answer: Answer) -> None:
+        """One request for the rest of `target`; every byte that comes is counted.
+
+        Raises:
+          OriginError, OSError, trio.TooSlowError
+        """
+        begin, start = trio.current_time(), target.position
+        try:
+            await self._attempt(span, target, answer)
+            if kind == "first":
+                seconds = trio.current_time() - begin
+                self._hedges.completed(seconds)
+                self._size.completed(target.end - start, seconds)
+        finally:
+            if answer.sent:
+                self._report(
+                    jobs.Requested(
+                        span.job.object or shown(span.job.url),
+                        span.offset + start, span.offset + target.end, answer.status,
+                        target.position - start, trio.current_time() - begin,
+                        answer.request_id, kind,
+                    )
+                )  # fmt: skip
+
+    async def _attempt(self, span: Span, target: "Target", answer: Answer) -> None:
+        job, offset, stall_s = span.job, span.offset, span.tries.stall_s
+        while True:
+            wire, fresh = await self._wire(job.url)
+            start, end = offset + target.position, offset + target.end
+            try:
+                body = await get(wire, job, start, end, stall_s, answer)
+                await self._body(wire, body, target, stall_s)
+                wire.reusable = body.keep_alive
+                return
+            except OSError:
+                if fresh or answer.had_head:
+                    raise  # else it was an idle connection that the server had closed
+            finally:
+                self._release(job.url, wire)
+
+    async def _body(self, wire: Wire, body: Body, target: "Target", stall_s: float) -> None:
+        """One response's body into the target."""
         first = memoryview(body.first)
         while first:
-            window = sink.window()
+            window = target.window()
             count = min(len(first), len(window))
             window[:count] = first[:count]
             first = first[count:]
-            self._advance(sink, count)
-        while not sink.complete:
-            if self._advance(sink, await wire.receive(sink.window())):
+            self._took(target, count)
+        while not target.complete:
+            if self._took(target, await wire.receive(target.window(), stall_s)):
                 await trio.lowlevel.checkpoint()
+
+    def _took(self, target: "Target", count: int) -> bool:
+        self._totals.bytes += count
+        if isinstance(target, Sink):
+            return self._advance(target, count)
+        return target.advance(count)
+
+    def _advance(self, sink: Sink, count: int) -> bool:
+        self._totals.under_way[sink.chunk] += count
+        return sink.advance(count)
 
     async def _wire(self, url: str) -> tuple[Wire, bool]:
         idle = self._idle.get(urlsplit(url)[:2])
@@ -133,12 +287,14 @@ class Fetcher:
             return idle.pop(), False
         return await open_wire(url), True
 
-    def _release(self, url: str, wire: Wire, keep: bool) -> None:
+    def _release(self, url: str, wire: Wire) -> None:
         idle = self._idle.setdefault(urlsplit(url)[:2], [])
-        if keep and len(idle) < IDLE_WIRES:
+        if wire.reusable and len(idle) < IDLE_WIRES:
             idle.append(wire)
         else:
             wire.close()
+
+    # -- local files ------------------------------------------------------------------------------
 
     async def _copy(self, job: jobs.FetchJob, sink: Sink) -> None:
         """A local file; its size and modification time are its revision."""
@@ -147,6 +303,7 @@ class Fetcher:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            sink.close()
             raise OriginError(f"{shown(job.url)}: {error.strerror}", fatal=True) from error
         try:
             self._check_file(job, descriptor)
@@ -154,19 +311,75 @@ class Fetcher:
                 count = os.preadv(descriptor, [sink.window()], offset + sink.position)
                 if not count:
                     raise OriginError(f"{shown(job.url)}: the file is shorter now", fatal=True)
-                self._advance(sink, count)
+                self._took(sink, count)
                 await trio.lowlevel.checkpoint()
             self._check_file(job, descriptor)
         finally:
             os.close(descriptor)
+            self._totals.duplicate_bytes += sink.duplicate_bytes
+            sink.close()
 
     def _check_file(self, job: jobs.FetchJob, descriptor: int) -> None:
         status = os.fstat(descriptor)
         if f"{status.st_size}-{status.st_mtime_ns}" != job.etag:
-            raise OriginError(f"{shown(job.url)}: the file has changed", fatal=True)
+            text = f"{shown(job.url)}: the file has changed"
+            raise OriginError(text, fatal=True, code=CHANGED)
 
     def close(self) -> None:
         """Close idle connections."""
         for wires in self._idle.values():
             for wire in wires:
                 wire.close()
+
+
+class Memory:
+    """A hedge's bytes: they count only when all have come."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.position, self.end = start, start, end
+        self.data = memoryview(bytearray(end - start))
+
+    @property
+    def complete(self) -> bool:
+        """All have come."""
+        return self.position >= self.end
+
+    def window(self) -> memoryview:
+        """Where the next bytes go."""
+        return self.data[self.position - self.start :][: 1 << 20]
+
+    def advance(self, count: int) -> bool:
+        """`count` bytes are there; true now and then, when the task should let others work."""
+        self.position += count
+        return True
+
+
+Target = Sink | Memory
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One of a group's errors: the origin's own word if there is one."""
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        error = waiting.pop()
+        if isinstance(error, BaseExceptionGroup):
+            waiting += error.exceptions
+        else:
+            found.append(error)
+    return min(found, key=lambda error: not isinstance(error, OriginError))
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or "no byte came in time"
+
+
+def _ended(
+    job: jobs.FetchJob, text: str, error: OriginError | None = None, *, no_space: bool = False
+) -> jobs.FetchEnded:
+    if error is None:
+        return jobs.FetchEnded(job.chunk, text, False, 0.0, no_space)
+    return jobs.FetchEnded(
+        job.chunk, text, error.fatal, error.retry_after_s or 0.0, no_space,
+        error.status, error.code, error.date, error.location,
+    )  # fmt: skip

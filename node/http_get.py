@@ -21,8 +21,11 @@ from node.tls import tls_context
 from p2p.errors import OriginError
 
 CONNECT_S = 5.0
-STALL_S = 10.0  # object stores take up to seconds to the first byte under load
+SEND_S = 10.0
 MAX_HEAD = 16 * 1024
+MAX_ERROR_BODY = 16 * 1024  # a store's XML with its own code for what went wrong
+
+CHANGED = "changed"  # in place of a store's code: the object is not the manifest's any more
 
 FATAL = frozenset({400, 401, 403, 404, 405, 410, 412, 416})
 
@@ -45,41 +48,45 @@ def _broken_as_os_error() -> Iterator[None]:
 
 
 class Wire:
-    """A connection to an origin, plain or TLS."""
+    """A connection to an origin, plain or TLS.
+
+    `reusable` says that an answer was read to its end and the server keeps the connection.
+    """
 
     def __init__(self, sock: socket.socket, tls: "trio.SSLStream[trio.SocketStream] | None"):
         self._sock = sock
         self._tls = tls
+        self.reusable = False
 
     async def send(self, data: bytes) -> None:
         """All of it."""
         if self._tls is not None:
-            with trio.fail_after(STALL_S), _broken_as_os_error():
+            with trio.fail_after(SEND_S), _broken_as_os_error():
                 await self._tls.send_all(data)
         else:
-            await send_all(self._sock, data, STALL_S)
+            await send_all(self._sock, data, SEND_S)
 
-    async def receive(self, view: memoryview) -> int:
+    async def receive(self, view: memoryview, stall_s: float) -> int:
         """At least one byte; raises EndOfStream, OSError, trio.TooSlowError."""
         if self._tls is None:
-            return await receive_into(self._sock, view, STALL_S)
-        with trio.fail_after(STALL_S), _broken_as_os_error():
+            return await receive_into(self._sock, view, stall_s)
+        with trio.fail_after(stall_s), _broken_as_os_error():
             data = await self._tls.receive_some(len(view))
         if not data:
             raise EndOfStream
         view[: len(data)] = data
         return len(data)
 
-    async def receive_head(self) -> bytes:
+    async def receive_head(self, stall_s: float) -> bytes:
         """Some bytes of a response's head."""
         if self._tls is not None:
-            with trio.fail_after(STALL_S), _broken_as_os_error():
+            with trio.fail_after(stall_s), _broken_as_os_error():
                 return bytes(await self._tls.receive_some(MAX_HEAD))
         while True:
             try:
                 return self._sock.recv(MAX_HEAD)
             except BlockingIOError:
-                await wait_low_water(self._sock, 1, STALL_S)
+                await wait_low_water(self._sock, 1, stall_s)
 
     def close(self) -> None:
         """At once."""
@@ -106,6 +113,16 @@ async def open_wire(url: str) -> Wire:
     plain = socket.socket(fileno=stream.socket.detach())
     plain.setblocking(False)
     return Wire(plain, None)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is known of an answer, for the audit log: filled in as it comes."""
+
+    status: int = 0
+    request_id: str = ""
+    had_head: bool = False
+    sent: bool = False
 
 
 @dataclass(slots=True)
@@ -156,25 +173,30 @@ def check_head(
     """
     where = shown(job.url)
     if status == 412:
-        raise OriginError(f"{where}: the object has changed at the origin (412)", fatal=True)
+        text = f"{where}: the object has changed at the origin (412)"
+        raise OriginError(text, fatal=True, status=status, code=CHANGED)
     if status == 200:
-        raise OriginError(f"{where}: no range support: 200 to a range request", fatal=True)
+        text = f"{where}: no range support: 200 to a range request"
+        raise OriginError(text, fatal=True, status=status)
     if status != 206:
-        fatal = status in FATAL or 300 <= status < 400
-        hint = retry_after_s(headers)
-        raise OriginError(f"{where}: HTTP {status}", fatal=fatal, retry_after_s=hint)
+        raise OriginError(
+            f"{where}: HTTP {status}",
+            fatal=status in FATAL or 300 <= status < 400,
+            retry_after_s=retry_after_s(headers),
+            status=status,
+            date=headers.get("date", ""),
+            location=headers.get("location", ""),
+        )
     wanted = f"bytes {start}-{end - 1}/{job.total}"
+    wrong = ""
     if headers.get("content-range", "").strip() != wanted:
-        raise OriginError(
-            f"{where}: Content-Range {headers.get('content-range')!r}, not {wanted!r}", fatal=True
-        )
-    if headers.get("content-length") != str(end - start):
-        raise OriginError(
-            f"{where}: Content-Length {headers.get('content-length')!r}, not {end - start}",
-            fatal=True,
-        )
-    if headers.get("content-encoding", "identity") != "identity":
-        raise OriginError(f"{where}: the body is encoded, though it was asked not to", fatal=True)
+        wrong = f"Content-Range {headers.get('content-range')!r}, not {wanted!r}"
+    elif headers.get("content-length") != str(end - start):
+        wrong = f"Content-Length {headers.get('content-length')!r}, not {end - start}"
+    elif headers.get("content-encoding", "identity") != "identity":
+        wrong = "the body is encoded, though it was asked not to"
+    if wrong:
+        raise OriginError(f"{where}: {wrong}", fatal=True, status=status)
     check_validator(job, headers, where)
 
 
@@ -189,6 +211,7 @@ def check_validator(job: jobs.FetchJob, headers: dict[str, str], where: str) -> 
             f"{where}: the object has changed at the origin "
             f"(ETag {headers.get('etag')!r}, not {job.etag!r})",
             fatal=True,
+            code=CHANGED,
         )
     if not job.etag and job.modified:
         try:
@@ -198,25 +221,27 @@ def check_validator(job: jobs.FetchJob, headers: dict[str, str], where: str) -> 
         except ValueError:
             same = False
         if not same:
-            raise OriginError(f"{where}: the object has changed at the origin", fatal=True)
+            text = f"{where}: the object has changed at the origin"
+            raise OriginError(text, fatal=True, code=CHANGED)
 
 
-async def get(wire: Wire, job: jobs.FetchJob, start: int, end: int) -> Body:
-    """Send the request and accept the head.
+async def get(
+    wire: Wire, job: jobs.FetchJob, start: int, end: int, stall_s: float, answer: Answer
+) -> Body:
+    """Send the request and accept the head; `answer` is filled in for the audit log.
 
     Raises:
       OriginError, OSError, trio.TooSlowError
     """
+    wire.reusable = False
     connection, request = request_bytes(job, start, end)
+    answer.sent = True
     await wire.send(request)
     try:
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
-                data = await wire.receive_head()
-                if not data:
-                    raise EndOfStream
-                connection.receive_data(data)
+                await _more(wire, connection, stall_s)
             elif isinstance(event, h11.Response):
                 break
             elif not isinstance(event, h11.InformationalResponse):
@@ -226,9 +251,57 @@ async def get(wire: Wire, job: jobs.FetchJob, start: int, end: int) -> Body:
     headers: dict[str, str] = {}
     for name, value in event.headers:
         headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-    check_head(job, event.status_code, headers, start, end)
+    answer.had_head, answer.status = True, event.status_code
+    answer.request_id = headers.get("x-oss-request-id") or headers.get("x-amz-request-id", "")
+    keep = event.http_version == b"1.1" and not re.search(
+        "close", headers.get("connection", ""), re.IGNORECASE
+    )
+    try:
+        check_head(job, event.status_code, headers, start, end)
+    except OriginError as error:
+        if error.status not in (200, 206):
+            await _name_refusal(wire, connection, headers, error, stall_s, keep)
+        raise
     first = b""
     while isinstance(more := connection.next_event(), h11.Data):
         first += bytes(more.data)
-    keep = not re.search("close", headers.get("connection", ""), re.IGNORECASE)
-    return Body(first, keep and event.http_version == b"1.1")
+    return Body(first, keep)
+
+
+async def _more(wire: Wire, connection: h11.Connection, stall_s: float) -> None:
+    data = await wire.receive_head(stall_s)
+    if not data:
+        raise EndOfStream
+    connection.receive_data(data)
+
+
+async def _name_refusal(
+    wire: Wire,
+    connection: h11.Connection,
+    headers: dict[str, str],
+    error: OriginError,
+    stall_s: float,
+    keep: bool,
+) -> None:
+    """Read a refusal's short body, for the store's own word and to keep the connection."""
+    length = headers.get("content-length", "")
+    if not length.isdecimal() or int(length) > MAX_ERROR_BODY:
+        return
+    body = b""
+    try:
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                await _more(wire, connection, stall_s)
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+            else:
+                break
+    except (OSError, trio.TooSlowError, h11.RemoteProtocolError):
+        return
+    from node.origins.listing import parse_error  # an XML parser, which no healthy load needs
+
+    wire.reusable = keep
+    code = parse_error(body).code
+    if code and error.code != CHANGED:
+        error.code, error.args = code, (f"{error} {code}",)

@@ -65,7 +65,9 @@ class FetchJob:
     `url` is absolute, `headers` are sent as they are (signed by the control process; they may hold
     secrets and are never logged) but for Range and Host, which the worker adds. `etag` is the exact
     validator that a 206 must carry (empty: Last-Modified must equal `modified`). `total` is the
-    size of the whole object. For `file://` URLs `etag` is "size-mtime_ns".
+    size of the whole object. For `file://` URLs `etag` is "size-mtime_ns". `checksum` names the
+    store's own checksum to compute along the way ("crc64xz", "crc64nvme" or nothing), and
+    `object` is the object's public URL, for the audit log.
     """
 
     chunk: int
@@ -74,6 +76,8 @@ class FetchJob:
     etag: str
     modified: str
     total: int
+    checksum: str = ""
+    object: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,14 @@ class RehashJob:
 
     chunk: int
     pin: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChecksumJob:
+    """Compute the store's checksum (`kind`) of a held chunk from the cache."""
+
+    chunk: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,7 @@ Job = (
     | CancelJob
     | FetchJob
     | RehashJob
+    | ChecksumJob
     | Stop
 )
 
@@ -144,13 +157,38 @@ class AskEnded:
 
 @dataclass(frozen=True, slots=True)
 class FetchEnded:
-    """An origin fetch ended without its chunk; `no_space` says that allocation failed."""
+    """An origin fetch ended without its chunk; `no_space` says that allocation failed.
+
+    `status` is the HTTP status that ended it (0: none came), `code` the store's own error code,
+    `date` the server's Date header, and `location` where a redirect points (it may hold a secret).
+    """
 
     chunk: int
     text: str
     fatal: bool
     retry_after_s: float
     no_space: bool
+    status: int = 0
+    code: str = ""
+    date: str = ""
+    location: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """One request to the origin has ended: bytes `start` to `end` (not included) of `object`.
+
+    `status` is 0 when no head came; `kind` is first, resume, retry or hedge.
+    """
+
+    object: str
+    start: int
+    end: int
+    status: int
+    bytes: int
+    seconds: float
+    request_id: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +196,14 @@ class Damaged:
     """A rehash did not match; the blocks are marked missing."""
 
     chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checksummed:
+    """A `ChecksumJob` is done: 8 bytes, or nothing where this node lacks the function."""
+
+    chunk: int
+    checksum: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +232,18 @@ class Figures:
     """[chunk, bytes received so far] of each origin fetch under way"""
 
 
-Report = Opened | OpenFailed | Got | AskEnded | FetchEnded | Damaged | LinkClosed | Figures
+Report = (
+    Opened
+    | OpenFailed
+    | Got
+    | AskEnded
+    | FetchEnded
+    | Requested
+    | Damaged
+    | Checksummed
+    | LinkClosed
+    | Figures
+)
 
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (*Job.__args__, *Report.__args__)}
 

@@ -35,6 +35,8 @@ class Contents:
     checksums: dict[Chunk, bytes] = field(default_factory=dict)
     stamps: dict[int, tuple[int, int]] = field(default_factory=dict)
     """size and mtime_ns of a cache file when nothing more was to be written to it"""
+    sealed: dict[int, None] = field(default_factory=dict)
+    """files that were compared with the store's own checksum, and matched"""
 
     def take(self, record: list[Any]) -> None:
         """Apply one record; unknown kinds are skipped."""
@@ -49,6 +51,12 @@ class Contents:
                     table.pop(chunk, None)
             case ["stamp", int(file), int(size), int(mtime_ns)]:
                 self.stamps[file] = (size, mtime_ns)
+            case ["sealed", int(file)]:
+                self.sealed[file] = None
+            case ["broken", int(file)]:
+                self.sealed.pop(file, None)
+            case ["checksum", int(chunk), bytes(checksum)] if chunk in self.pins:
+                self.checksums[chunk] = checksum
 
 
 def pack_record(record: list[Any]) -> bytes:
@@ -93,6 +101,8 @@ class Journal:
                 file.write(pack_record(["chunk", chunk, pin, digests, checksum]))
             for number, (size, mtime_ns) in contents.stamps.items():
                 file.write(pack_record(["stamp", number, size, mtime_ns]))
+            for number in contents.sealed:
+                file.write(pack_record(["sealed", number]))
         temporary.replace(path)
         self._file: IO[bytes] = path.open("ab", buffering=0)
         self._end = self._file.tell()

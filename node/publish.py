@@ -4,6 +4,7 @@ A hard link into the cache where that is possible, else a copy. Nothing that we 
 removed; a file that differs is replaced only when that was asked for.
 """
 
+import contextlib
 import errno
 import filecmp
 import os
@@ -79,6 +80,11 @@ class ModelDir:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreFull(f"{target}: {error.strerror}") from error
             raise P2PError(f"{target}: {error.strerror}") from error
+
+    def withdraw(self, file: int) -> None:
+        """Take back a file that this process has published, for a revision without it."""
+        with contextlib.suppress(OSError):
+            self._target(file).unlink()
 
     def _put(self, cached: Path, target: Path) -> None:
         temporary = target.with_name(f".{target.name[:200]}.shoal-new")

@@ -13,7 +13,9 @@ class Report:
     """What `--report FILE` holds. Bytes are of this run, workers included; times are unix seconds.
 
     `origin_bytes` are body bytes received, discarded ones too; `seconds` runs from `started_at` to
-    `completed_at` (null until complete).
+    `completed_at` (null until complete). `cpu_seconds` are of the control process and its workers,
+    `worker_cpu_seconds` of the workers alone. `seal` is none (the store tells no checksums),
+    pending, sealed or broken.
     """
 
     manifest_id: str = ""
@@ -32,6 +34,8 @@ class Report:
     completed_at: float | None = None
     seconds: float | None = None
     cpu_seconds: float = 0.0
+    worker_cpu_seconds: float = 0.0
+    seal: str = ""
 
     def write(self, path: Path) -> None:
         """Replace the file at `path` at once.

@@ -96,13 +96,15 @@ class ChunkStore:
         self.held = Bitfield(manifest.chunk_count)
         self.suspects: dict[Chunk, bytes] = {}
         self.pins: dict[Chunk, bytes] = dict(contents.pins)
+        self.checksums: dict[Chunk, bytes] = {c: s for c, s in contents.checksums.items() if s}
+        self.sealed = {file for file in contents.sealed if file < len(manifest.files)}
         self._verified = Bitfield(manifest.chunk_count)
         self._missing = [len(manifest.chunks_of(i)) for i in range(len(manifest.files))]
         same_boot = contents.boot_id == boot_id()
         trusted = {
             file
             for file in range(len(manifest.files))
-            if same_boot and self._stamp_of(file) == contents.stamps.get(file)
+            if same_boot and self._stamp_of(file) == contents.stamps.get(file, ())
         }
         self._make_files()
         self._map = StateMap.create(
@@ -172,6 +174,9 @@ class ChunkStore:
     def record(self, chunk: Chunk, pin: bytes, digests: bytes, checksum: bytes) -> None:
         """A chunk was verified: remember it."""
         self.pins[chunk] = pin
+        if checksum:
+            self.checksums[chunk] = checksum
+        checksum = self.checksums.get(chunk, b"")  # a rehash or a peer's copy tells none
         self.suspects.pop(chunk, None)
         self._mark(chunk)
         self._journal.append(["chunk", chunk, pin, digests, checksum])
@@ -179,10 +184,26 @@ class ChunkStore:
     def forget(self, chunk: Chunk) -> None:
         """A chunk was found damaged."""
         self.suspects.pop(chunk, None)
+        self.checksums.pop(chunk, None)
         if chunk in self._verified:
             self._verified.discard(chunk)
             self._missing[self.manifest.extent(chunk).file] += 1
         self._journal.append(["drop", chunk])
+
+    def record_checksum(self, chunk: Chunk, checksum: bytes) -> None:
+        """The store's checksum of a held chunk is known."""
+        self.checksums[chunk] = checksum
+        self._journal.append(["checksum", chunk, checksum])
+
+    def record_seal(self, file: int) -> None:
+        """The file is what the store has, by its own checksum."""
+        self.sealed.add(file)
+        self._journal.append(["sealed", file])
+
+    def record_broken(self, file: int) -> None:
+        """The file is not what the store has, whatever was said before."""
+        self.sealed.discard(file)
+        self._journal.append(["broken", file])
 
     def _stamp_of(self, file: int) -> tuple[int, int] | None:
         try:

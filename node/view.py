@@ -8,6 +8,7 @@ from node.download import Download
 from node.peers import Peers
 from node.progress import Snapshot
 from node.report import Report
+from node.sealing import NodeSeal
 from node.tracker_client import TrackerClient
 from node.workers import WorkerPool
 from p2p.ids import NodeId
@@ -15,7 +16,11 @@ from p2p.manifest import Manifest
 
 
 class View:
-    """Reads figures from the parts that keep them; `manifest` and `download` come when known."""
+    """Reads figures from the parts that keep them; `manifest` and `download` come when known.
+
+    Args:
+      past: figures of earlier revisions in this process: reports count them too.
+    """
 
     def __init__(
         self,
@@ -24,6 +29,7 @@ class View:
         pool: WorkerPool,
         peers: Peers,
         tracker: TrackerClient,
+        past: Report,
     ) -> None:
         self.config = config
         self.node = node
@@ -31,6 +37,8 @@ class View:
         self.peers = peers
         self.tracker = tracker
         self.report = Report()
+        self._past = past
+        self.seal: NodeSeal | None = None
         self.manifest: Manifest | None = None
         self.download: Download | None = None
         self.started_at = 0.0
@@ -45,16 +53,20 @@ class View:
 
     def write_report(self) -> None:
         """Bring the report up to date and write it, if a file was named."""
-        report, totals = self.report, self.pool.totals()
-        report.origin_bytes = self.origin_bytes
-        report.peer_bytes = totals.peer_bytes
-        report.served_bytes = totals.served_bytes
-        report.duplicate_bytes = totals.duplicate_bytes
+        report, totals, past = self.report, self.pool.totals(), self._past
+        report.origin_bytes = past.origin_bytes + self.origin_bytes
+        report.peer_bytes = past.peer_bytes + totals.peer_bytes
+        report.served_bytes = past.served_bytes + totals.served_bytes
+        report.duplicate_bytes = past.duplicate_bytes + totals.duplicate_bytes
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        report.cpu_seconds = round(usage.ru_utime + usage.ru_stime + totals.cpu_s, 3)
+        report.worker_cpu_seconds = round(past.worker_cpu_seconds + totals.cpu_s, 3)
+        own_s = usage.ru_utime + usage.ru_stime
+        report.cpu_seconds = round(own_s + report.worker_cpu_seconds, 3)
+        report.resumed_bytes, report.corrupt_chunks = past.resumed_bytes, past.corrupt_chunks
         if self.download is not None:
-            report.resumed_bytes = self.download.resumed_bytes
-            report.corrupt_chunks = self.download.swarm.statistics().corrupt_chunks
+            report.resumed_bytes += self.download.resumed_bytes
+            report.corrupt_chunks += self.download.swarm.statistics().corrupt_chunks
+        report.seal = self.seal.seal.word if self.seal else ""
         if report.joined_at is not None:
             report.started_at = max(report.joined_at, self.started_at)
         if report.completed_at is not None and report.started_at is not None:
@@ -118,4 +130,10 @@ class View:
             "peers": snapshot.peers,
             "waiting_for_space": snapshot.waiting_for_space,
             "workers": self.config.workers,
+            "seal": self.seal.seal.word if self.seal else "",
+            "broken_files": [
+                {"file": self.manifest.files[one.file].path, "stored": one.stored, "read": one.read}
+                for one in (self.seal.seal.broken.values() if self.seal else ())
+                if self.manifest
+            ],
         }

@@ -16,12 +16,14 @@ from pathlib import Path
 import trio
 
 from node import jobs
+from node.checksums import checksum_function
 from node.chunks import Chunks
 from node.downlink import FAILURES, Downlink, Received
 from node.fetch import Fetched, Fetcher
 from node.uplink import Served, Uplink
+from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
-from p2p.errors import P2PError, RemoteProtocolError
+from p2p.errors import P2PError, RemoteProtocolError, UsageError
 from p2p.slots import UploadSlots
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ class WorkerSettings:
     """no byte for so long: the peer is given up and its verified blocks are kept"""
     figures_s: float = 0.25
     """a lease lives by reported progress, announced every 0.5 s"""
+    connections: int = 4
+    """requests to the origin at once, in each worker"""
 
 
 class Worker:
@@ -106,6 +110,8 @@ class Worker:
                 nursery.start_soon(self._fetcher.fetch, job)
             case jobs.RehashJob(chunk, pin):
                 nursery.start_soon(self._rehash, chunk, pin)
+            case jobs.ChecksumJob():
+                nursery.start_soon(self._checksum, job)
 
     def _open(self, directory: str) -> None:
         try:
@@ -113,7 +119,7 @@ class Worker:
         except (OSError, P2PError) as error:
             self._send(jobs.OpenFailed(str(error)))
             return
-        self._fetcher = Fetcher(self._chunks, self._fetched, self._send)
+        self._fetcher = Fetcher(self._chunks, self._fetched, self._send, self._settings.connections)
         self._send(jobs.Opened(0))
 
     def _ask(self, job: jobs.AskJob, nursery: trio.Nursery) -> None:
@@ -206,6 +212,18 @@ class Worker:
             self._chunks.store_digest(chunk, block, digest)
         self._chunks.map.set_chunk(chunk, blocks, 1)
         self._send(jobs.Got(chunk, "disk", 0, pin, b"".join(digests), b""))
+
+    async def _checksum(self, job: jobs.ChecksumJob) -> None:
+        assert self._chunks is not None
+        checksum = b""
+        with contextlib.suppress(UsageError):  # a node that reads from peers may lack the function
+            crc, parts = checksum_function(job.kind), []
+            for block in range(self._chunks.manifest.block_count(job.chunk)):
+                data = self._chunks.read_block(job.chunk, block)
+                parts.append((crc(data), len(data)))
+                await trio.lowlevel.checkpoint()
+            checksum = combine(job.kind, parts).to_bytes(CHECKSUM_BYTES, "big")
+        self._send(jobs.Checksummed(job.chunk, checksum))
 
     async def _report_figures(self) -> None:
         while True:

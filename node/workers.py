@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from math import inf
 
 import trio
@@ -50,6 +51,7 @@ class _Handle:
         self.asks: dict[int, jobs.AskJob] = {}
         self.fetches: dict[int, jobs.FetchJob] = {}
         self.rehashes: dict[int, jobs.RehashJob] = {}
+        self.checksums: dict[int, jobs.ChecksumJob] = {}
 
     def put(self, job: jobs.Job, sock: socket.socket | None) -> None:
         """Queue a job and remember what it owes."""
@@ -64,6 +66,8 @@ class _Handle:
                 self.fetches[job.chunk] = job
             case jobs.RehashJob():
                 self.rehashes[job.chunk] = job
+            case jobs.ChecksumJob():
+                self.checksums[job.chunk] = job
         self.queue.append((job, sock))
         self.filled.set()
 
@@ -84,6 +88,8 @@ class _Handle:
                 self.fetches.pop(chunk, None)
             case jobs.Damaged(chunk):
                 self.rehashes.pop(chunk, None)
+            case jobs.Checksummed(chunk=chunk):
+                self.checksums.pop(chunk, None)
             case jobs.LinkClosed(link=link):
                 self.links.pop(link, None)
 
@@ -95,7 +101,7 @@ class _Handle:
         ]
         lost += [jobs.FetchEnded(c, text, False, 0.0, False) for c in self.fetches]
         lost += [jobs.LinkClosed(link, peer, text) for link, peer in self.links.items()]
-        again = list(self.rehashes.values())
+        again: list[jobs.Job] = [*self.rehashes.values(), *self.checksums.values()]
         for _, sock in self.queue:
             if sock is not None:
                 sock.close()
@@ -122,10 +128,7 @@ class WorkerPool:
         self.count = max(1, workers)
         self._inline = workers == 0
         slots = -(-settings.upload_slots // self.count)
-        self._settings = WorkerSettings(
-            slots, settings.reserved_slots, settings.first_byte_s, settings.stall_s,
-            settings.figures_s,
-        )  # fmt: skip
+        self._settings = replace(settings, upload_slots=slots)
         self._handles = [_Handle() for _ in range(self.count)]
         self._sender, self.reports = trio.open_memory_channel[tuple[int, jobs.Report]](inf)
         self.pids: list[int | None] = [None] * self.count

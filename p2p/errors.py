@@ -68,12 +68,25 @@ class OriginError(P2PError):
     Args:
       fatal: asking again cannot help (404, 403, no range support, changed ETag).
       retry_after_s: the origin's own hint, or None.
+      status, code, date, location: the HTTP status, the store's own error code, the server's Date
+        and a redirect's target, as far as they came.
     """
 
-    def __init__(self, text: str, *, fatal: bool, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        fatal: bool,
+        retry_after_s: float | None = None,
+        status: int = 0,
+        code: str = "",
+        date: str = "",
+        location: str = "",
+    ) -> None:
         super().__init__(text)
         self.fatal = fatal
         self.retry_after_s = retry_after_s
+        self.status, self.code, self.date, self.location = status, code, date, location
 
 
 class TrackerUnavailable(P2PError):

@@ -175,12 +175,16 @@ class AskFailed:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """An origin fetch ended early. `fatal`: asking again from this node cannot help."""
+    """An origin fetch ended early. `fatal`: asking again from this node cannot help.
+
+    `changed`: the object is not the one of the manifest any more.
+    """
 
     chunk: Chunk
     text: str
     fatal: bool
     retry_after_s: float | None = None
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +315,7 @@ class ReturnLease:
     text: str
     fatal: bool
     retry_after_s: float
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is distributed: files, sizes and the origin's word for their revision. No hashes.
+"""What is distributed: files, sizes and the origin's word for their revision. No hashes of ours.
 
 Chunks are numbered through all files in the manifest's order (sorted by path). A chunk never spans
 files, a file's last chunk may be shorter, an empty file has none. Because hashes are kept apart
@@ -6,8 +6,9 @@ files, a file's last chunk may be shorter, an empty file has none. Because hashe
 """
 
 import hashlib
+import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ from p2p.errors import ManifestError
 from p2p.ids import Chunk, ManifestId
 from p2p.units import GIB, KIB, MIB
 
-FORMAT = 1
+FORMAT = 2
 MAX_FILES = 100_000  # a model has tens to thousands; 100,000 make a manifest of about 10 MB
 MAX_CHUNKS = 4_194_304  # 64 TiB in chunks of 16 MiB; a bitfield of 512 KiB
 MAX_PATH_BYTES = 4096  # PATH_MAX on Linux
 MAX_TAG_BYTES = 1024  # an ETag or version id
+_CHECKSUM = re.compile(r"(crc64xz|crc64nvme):[0-9a-f]{16}")
 MIN_BLOCK_BYTES = 4 * KIB
 MAX_CHUNK_BYTES = GIB
 DEFAULT_CHUNK_BYTES = 16 * MIB
@@ -33,12 +35,18 @@ class File:
     """One file: `path` relative to the model dir with `/`, `size_bytes`, and the origin's `etag`.
 
     `etag` is the strong validator as the origin wrote it (quotes included), or for `file://` and
-    servers without ETag a word made of size and modification time; see `node.origins`.
+    servers without ETag a word made of size and modification time; see `node.origins`. `version` is
+    the store's version id of the object, or empty. `checksum` is the store's own checksum of the
+    whole object as `crc64xz:` or `crc64nvme:` and 16 hex digits, or empty: the seal compares it
+    with what was read. `attempt` counts how often the file was begun anew after it did not match.
     """
 
     path: str
     size_bytes: int
     etag: str
+    version: str = ""
+    checksum: str = ""
+    attempt: int = 0
 
 
 class Extent(NamedTuple):
@@ -99,8 +107,12 @@ class Manifest:
         folders = {path[: path.rfind("/")] for path in paths if "/" in path}
         if clash := sorted(folders.intersection(paths)):
             raise ManifestError(f"{clash[0]!r} is both a file and a folder")
-        if any(file.size_bytes < 0 or len(file.etag) > MAX_TAG_BYTES for file in self.files):
-            raise ManifestError("a file's size or ETag is out of bounds")
+        for file in self.files:
+            tags = (file.etag, file.version, file.checksum)
+            if file.size_bytes < 0 or max(map(len, tags)) > MAX_TAG_BYTES or file.attempt > 1:
+                raise ManifestError("a file's size, ETag, version or checksum is out of bounds")
+            if file.checksum and not _CHECKSUM.fullmatch(file.checksum):
+                raise ManifestError(f"checksum {file.checksum!r:.60} of a file is of no known kind")
         if self.chunk_count > MAX_CHUNKS:
             raise ManifestError(
                 f"{self.chunk_count} chunks are more than {MAX_CHUNKS}: use a larger --chunk-size"
@@ -162,12 +174,20 @@ class Manifest:
             is_head[head] = 1
         return heads + [chunk for chunk in range(self.chunk_count) if not is_head[chunk]]
 
+    def same_objects(self, other: "Manifest") -> bool:
+        """Both name the same objects in the same revisions, however often they were begun anew."""
+        return [replace(file, attempt=0) for file in self.files] == [
+            replace(file, attempt=0) for file in other.files
+        ]
+
     def encode(self) -> bytes:
         """Canonical msgpack: keys in alphabetical order, smallest integers, UTF-8 strings."""
         tree = {
             "block_bytes": self.block_bytes,
             "chunk_bytes": self.chunk_bytes,
-            "files": [[file.path, file.size_bytes, file.etag] for file in self.files],
+            "files": [
+                [f.path, f.size_bytes, f.etag, f.version, f.checksum, f.attempt] for f in self.files
+            ],
             "format": FORMAT,
             "model": self.model,
             "origin": self.origin,
@@ -191,7 +211,10 @@ class Manifest:
             tree: Any = msgpack.unpackb(data, strict_map_key=True, max_array_len=MAX_FILES)
             if tree["format"] != FORMAT:
                 raise ManifestError(f"manifest format {tree['format']!r} is not {FORMAT}")
-            files = tuple(File(_text(p), _whole(s), _text(e)) for p, s, e in tree["files"])
+            files = tuple(
+                File(_text(p), _whole(s), _text(e), _text(v), _text(c), _whole(a))
+                for p, s, e, v, c, a in tree["files"]
+            )
             manifest = cls(
                 _text(tree["model"]),
                 _text(tree["origin"]),

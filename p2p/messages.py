@@ -103,6 +103,7 @@ class Join(Message):
     `model` and `origin` may be empty (the tracker's default is meant). `origin` carries no
     credentials and no query. `manifest` is the manifest the node has on disk or runs with, whole,
     or empty; `confirmed` says that the origin was asked in this process's swarm whether it holds.
+    `follow`: when the objects change at the origin, this node wants the new revision.
     """
 
     TYPE: ClassVar[str] = "join"
@@ -113,6 +114,7 @@ class Join(Message):
     confirmed: bool = False
     chunk_bytes: U32 = 0
     block_bytes: U32 = 0
+    follow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +168,17 @@ class Fetched(Message):
 
 @dataclass(frozen=True, slots=True)
 class LeaseFailed(Message):
-    """The node gives a lease back. `fatal`: asking the origin again from this node cannot help."""
+    """The node gives a lease back. `fatal`: asking the origin again from this node cannot help.
+
+    `changed`: the object is not the manifest's any more; the origin should be listed again.
+    """
 
     TYPE: ClassVar[str] = "lease_failed"
     chunk: ChunkIndex
     text: Text
     fatal: bool
     retry_after_s: Seconds = 0.0
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +188,27 @@ class PinsReport(Message):
     TYPE: ClassVar[str] = "pins_report"
     chunks: Chunks
     pins: Pins
+
+
+@dataclass(frozen=True, slots=True)
+class Checksums(Message):
+    """The store's checksums (8 bytes each) of chunks that this node holds, for a tracker's question
+    (`ChecksumsWanted`)."""
+
+    TYPE: ClassVar[str] = "checksums"
+    chunks: Chunks
+    checksums: Annotated[bytes, MAX_BATCH * 8]
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed(Message):
+    """Files (indexes into the manifest) whose bytes are what the store has, by its own checksum.
+
+    From a tracker when it has compared them; from a node that was told so before a restart.
+    """
+
+    TYPE: ClassVar[str] = "sealed"
+    files: Annotated[list[U32], MAX_BATCH]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +259,9 @@ class Joined(Message):
     """The swarm is known. `manifest` is empty when the node already has the one of that id.
 
     `confirmed` says that the origin still has this revision (or that it cannot be reached while
-    the swarm holds everything). Answered with `Announce`.
+    the swarm holds everything). Answered with `Announce`. It comes a second time, with another
+    manifest, when the swarm moves on: the objects changed (and a node asked to follow), or a file
+    did not match the store's checksum and is begun anew.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -283,6 +312,25 @@ class PinsWanted(Message):
 
     TYPE: ClassVar[str] = "pins_wanted"
     chunks: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class ChecksumsWanted(Message):
+    """The tracker lacks the store's checksums of chunks that this node holds."""
+
+    TYPE: ClassVar[str] = "checksums_wanted"
+    chunks: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class SealBroken(Message):
+    """A file was read twice and is not what the store has: the checksums of the store and of what
+    was read, as in the manifest. It must not be delivered."""
+
+    TYPE: ClassVar[str] = "seal_broken"
+    file: U32
+    stored: Name
+    read: Name
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,15 +407,18 @@ class Swarm:
             return
         fetch.tries += 1
         if event.fatal or fetch.tries >= self._limits.origin_tries:
-            self._return_lease(event.chunk, event.text, event.fatal, event.retry_after_s or 0.0)
+            retry_after_s = event.retry_after_s or 0.0
+            self._return_lease(event.chunk, event.text, event.fatal, retry_after_s, event.changed)
         else:
             wait_s = full_jitter(fetch.tries, 0.2, 2.0, self._rng)
             fetch.again_at = self._now + max(wait_s, event.retry_after_s or 0.0)
 
-    def _return_lease(self, chunk: Chunk, text: str, fatal: bool, retry_after_s: float) -> None:
+    def _return_lease(
+        self, chunk: Chunk, text: str, fatal: bool, retry_after_s: float, changed: bool = False
+    ) -> None:
         del self._fetches[chunk]
         self._picker.release(chunk)
-        self._out.append(ev.ReturnLease(chunk, text, fatal, retry_after_s))
+        self._out.append(ev.ReturnLease(chunk, text, fatal, retry_after_s, changed))
 
     def _fetch_alone(self) -> None:
         """No tracker: the rendezvous hash over live peers says who may fetch what."""

@@ -20,7 +20,7 @@ http {{
   uwsgi_temp_path {work}/t4; scgi_temp_path {work}/t5;
   sendfile on;
   server {{
-    listen 127.0.0.1:{port};
+    listen 127.0.0.1:{port}{ssl};
     location / {{ root {root}; autoindex on; autoindex_format json; {extra} }}
   }}
 }}
@@ -42,10 +42,10 @@ class Nginx:
 
 @pytest.fixture
 def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Nginx]]:
-    """Start nginx on a folder: `nginx(root, extra directives of its location)`."""
+    """Start nginx on a folder: `nginx(root, extra directives of its location, certificate)`."""
     started = []
 
-    def start(root: Path, extra: str = "") -> Nginx:
+    def start(root: Path, extra: str = "", certificate: Path | None = None) -> Nginx:
         program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
         assert program, "nginx is not installed (see .ci/run)"
         work = tmp_path_factory.mktemp("nginx")
@@ -57,7 +57,10 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ng
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         config = work / "nginx.conf"
-        config.write_text(CONFIG.format(work=work, port=port, root=root, extra=extra))
+        ssl = ""
+        if certificate is not None:
+            ssl = f" ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate}"
+        config.write_text(CONFIG.format(work=work, port=port, root=root, extra=extra, ssl=ssl))
         process = subprocess.Popen(
             [program, "-p", str(work), "-c", str(config), "-e", str(work / "error.log")]
         )
@@ -71,7 +74,8 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ng
             except OSError:
                 assert time.monotonic() < end, "nginx did not start"
                 time.sleep(0.02)
-        return Nginx(f"http://127.0.0.1:{port}/", work / "access.log")
+        scheme = "https" if certificate else "http"
+        return Nginx(f"{scheme}://127.0.0.1:{port}/", work / "access.log")
 
     yield start
     for process in started:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("p2p", "tracker", "node", "simulations")
 
 EDGE_OF_P2P = {"connection", "outbox", "web"}
-PURE_TRACKER = {"leases", "model", "assignment", "directory"}
+PURE_TRACKER = {"leases", "model", "member", "assignment", "directory", "sealing", "view"}
 ALLOWED_IN_PURE = {
     "bisect", "collections", "dataclasses", "email", "enum", "functools", "hashlib", "heapq",
     "hmac", "ipaddress", "math", "msgpack", "random", "re", "struct", "typing", "xxhash",
@@ -21,9 +21,9 @@ ALLOWED_IN_PURE = {
 # file: (lines it may have, why)
 LONGER_FILES = {
     "p2p/swarm.py": (560, "one state machine: its transitions are read side by side"),
-    "p2p/messages.py": (480, "every message of the wire and its codec, in one place"),
+    "p2p/messages.py": (540, "every message of the wire and its codec, in one place"),
     "tracker/model.py": (480, "one state machine, like the swarm"),
-    "node/daemon.py": (430, "the root: builds and ties together what others define"),
+    "node/daemon.py": (470, "the root: builds and ties together what others define"),
 }
 MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 70, 100
 
@@ -102,10 +102,10 @@ def calls(path: Path) -> list[tuple[str, int]]:
         ("os.environ", {"node/config.py", "tracker/config.py"}),
         ("print", {"simulations/bench/picker.py"}),
         # the copy of a file to another filesystem must not hold up the control process
-        ("trio.to_thread.run_sync", {"node/daemon.py"}),
+        ("trio.to_thread.run_sync", {"node/daemon.py", "node/delivery.py", "node/credentials.py"}),
         ("threading.Thread", set()),
         ("WorkerPool", {"node/daemon.py", "node/adopt.py", "node/download.py", "node/links.py",
-                        "node/view.py"}),
+                        "node/sealing.py", "node/view.py"}),
         ("Swarm", {"node/daemon.py", "node/download.py"}),
     ],
 )  # fmt: skip

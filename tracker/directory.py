@@ -8,6 +8,7 @@ from p2p import messages as m
 from p2p.errors import Refused
 from p2p.ids import NodeId
 from tracker.model import Model, Sends
+from tracker.view import model_status
 
 MAX_MODELS = 10_000
 
@@ -68,4 +69,4 @@ class Directory:
 
     def status(self) -> dict[str, Any]:
         """What people see."""
-        return {"models": [model.status() for model in self.models.values()]}
+        return {"models": [model_status(model) for model in self.models.values()]}

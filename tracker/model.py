@@ -5,19 +5,22 @@ node's session. The manifest comes from the node that holds the listing lease, o
 of the tracker, from a node that runs with it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from math import inf
 from random import Random
-from typing import Any
 
 from p2p import messages as m
 from p2p.bitfield import Bitfield
+from p2p.checksum import CHECKSUM_BYTES
 from p2p.digest import DIGEST_BYTES
 from p2p.errors import ManifestError, RemoteProtocolError
 from p2p.ids import Chunk, NodeId
 from p2p.manifest import Manifest
+from p2p.seal import Broken
 from tracker.assignment import introduce
-from tracker.leases import FETCHED, QUEUED, Leases
+from tracker.leases import FETCHED, Leases
+from tracker.member import Node
+from tracker.sealing import Sealing
 
 EXPIRY_S = 10.0  # without an announce: twenty heartbeats
 LISTING_S = 60.0
@@ -26,31 +29,6 @@ LOST_GRACE_S = 1.5  # three heartbeats: another node may hold the chunk and not 
 FATAL_S = 30.0
 
 Sends = list[tuple[NodeId, m.Message | None]]
-
-
-@dataclass(slots=True)
-class Node:
-    """A node with a session."""
-
-    node: NodeId
-    join: m.Join
-    bits: Bitfield | None = None
-    heard_at: float = 0.0
-    wanted: int = 0
-    leaving: bool = False
-    barred_until: float = 0.0
-    fatal_text: str = ""
-    origin_bytes: int = 0
-    peer_bytes: int = 0
-    corrupt_chunks: int = 0
-    reported: int = 0
-    listing_failed: str = ""
-    known: dict[NodeId, None] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """It holds all chunks."""
-        return self.bits is not None and self.bits.complete
 
 
 class Model:
@@ -75,11 +53,14 @@ class Model:
         self._seen: dict[NodeId, None] = {}
         self._listing: NodeId | None = None
         self._listing_until = inf
-        self._leases: Leases | None = None
+        self.leases: Leases | None = None
+        self.sealing: Sealing | None = None
+        self._relisting = ""
+        """why the origin is listed again: some object has changed there"""
         self._settle_until = 0.0
         self._recount_at = inf
         self._hungry: dict[NodeId, None] = {}
-        self._gone_origin_bytes = 0
+        self.gone_origin_bytes = 0
         self._out: Sends = []
 
     # -- events -----------------------------------------------------------------------------------
@@ -116,16 +97,18 @@ class Model:
         """
         self._out = []
         sender = self.nodes[node]
+        if sender.outdated and not isinstance(message, m.Bye):
+            return self._out
         match message:
             case m.Announce():
                 self._announce(sender, message, now)
-            case m.Fetched(chunks, pins):
-                self._fetched(sender, chunks, pins)
+            case m.Fetched():
+                self._fetched(sender, message)
             case m.LeaseFailed():
                 self._lease_failed(sender, message, now)
             case m.Listing(data):
                 if node == self._listing:
-                    self._adopt(Manifest.decode(data), True)
+                    self._listed(Manifest.decode(data), now)
             case m.ListingFailed(text):
                 self._listing_failed(sender, text, now)
             case m.PinsReport(chunks, pins):
@@ -133,6 +116,8 @@ class Model:
                     self.pins.setdefault(chunk, pin)
             case m.PinsQuery(chunks):
                 self._send_pins(node, chunks)
+            case m.Checksums() | m.Sealed():
+                self._take_seals(message)
             case m.PeerReported(peer, _):
                 if (guilty := self.nodes.get(NodeId(peer))) is not None:
                     guilty.reported += 1
@@ -156,11 +141,14 @@ class Model:
         if self._listing is not None and self._listing_until <= now:
             self.nodes[self._listing].listing_failed = "the listing took too long"
             self._assign_listing(now)
-        if self._leases is not None:
-            for _, node_id in self._leases.expire(now):
+        if self.leases is not None:
+            for _, node_id in self.leases.expire(now):
                 self._be_hungry(node_id, now)
         if self._recount_at <= now:
             self._recount()
+        if self.sealing is not None and self.sealing.ask_at <= now:
+            holders = {n.node: n.bits for n in self._current() if n.bits is not None}
+            self._out += self.sealing.ask(holders, now)
         for node in self.nodes.values():
             self._be_hungry(node.node, now)
         self._grant(now)
@@ -170,20 +158,24 @@ class Model:
         """When `tick` is due."""
         times = [self._expires(node) for node in self.nodes.values()]
         times += [self._recount_at, self._listing_until if self._listing else inf]
-        if self._leases is not None:
-            times.append(self._leases.next_deadline())
+        times.append(self.sealing.ask_at if self.sealing else inf)
+        if self.leases is not None:
+            times.append(self.leases.next_deadline())
         return min(times, default=inf)
 
     # -- the manifest -----------------------------------------------------------------------------
 
     def _assign_listing(self, now: float) -> None:
         self._listing = None
-        for node in self.nodes.values():
-            if not node.listing_failed:
+        for node in self._current():
+            if not node.listing_failed and (node.join.follow or not self._relisting):
                 self._listing, self._listing_until = node.node, now + LISTING_S
                 url = "" if node.join.origin else self.origin
                 self._out.append((node.node, m.ListOrigin(self.name, url)))
                 return
+        if self._relisting:
+            self._origin_failed(self._relisting)
+            return
         offered = [node.join.manifest for node in self.nodes.values() if node.join.manifest]
         if offered:
             best = max(offered, key=lambda data: (offered.count(data), data))
@@ -194,31 +186,71 @@ class Model:
 
     def _listing_failed(self, sender: Node, text: str, now: float) -> None:
         sender.listing_failed = text
-        if sender.node == self._listing and self.manifest is None:
+        if sender.node == self._listing:
             self._assign_listing(now)
+
+    def _listed(self, manifest: Manifest, now: float) -> None:
+        self._check_name(manifest)
+        if self.manifest is None:
+            self._adopt(manifest, True)
+            return
+        self._listing, self._listing_until = None, inf
+        text, self._relisting = self._relisting, ""
+        if manifest.same_objects(self.manifest):
+            self._origin_failed(text)
+        else:
+            ours = self.manifest
+            self._move_to(
+                replace(manifest, chunk_bytes=ours.chunk_bytes, block_bytes=ours.block_bytes)
+            )
+
+    def _origin_failed(self, text: str) -> None:
+        self._relisting = ""
+        for node in self._current():
+            self._out.append((node.node, m.OriginFailed(text)))
+
+    def _current(self) -> list[Node]:
+        """The nodes that speak of the revision in force."""
+        return [node for node in self.nodes.values() if not node.outdated]
+
+    def _move_to(self, manifest: Manifest) -> None:
+        """Another revision from here on: every node is told, and has to join anew."""
+        self.pins.clear()
+        self.manifest, self._recount_at, self._relisting = None, inf, ""
+        told = self._current()
+        for node in told:
+            node.outdated, node.bits = True, None
+        self._adopt(manifest, True)
+        for node in told:
+            self._send_joined(node)
 
     def _adopt(self, manifest: Manifest, confirmed: bool) -> None:
         self._listing, self._listing_until = None, inf
         if self.manifest is not None:
             return
-        if manifest.model != self.name:
-            raise ManifestError(f"a manifest of {manifest.model!r} for model {self.name!r}")
+        self._check_name(manifest)
         self.manifest, self.confirmed = manifest, confirmed
         self.origin = self.origin or manifest.origin
-        self._leases = Leases(manifest.order)
-        for node in self.nodes.values():
+        self.leases = Leases(manifest.order)
+        self.sealing = Sealing(manifest, self._rng)
+        for node in self._current():
             self._send_joined(node)
+
+    def _check_name(self, manifest: Manifest) -> None:
+        if manifest.model != self.name:
+            raise ManifestError(f"a manifest of {manifest.model!r} for model {self.name!r}")
 
     def _send_joined(self, node: Node) -> None:
         assert self.manifest is not None
         data = self.manifest.encode()
-        sent = b"" if node.join.manifest == data else data
+        # who runs with another revision decides by its text whether to follow
+        sent = b"" if node.join.manifest == data and not node.outdated else data
         self._out.append((node.node, m.Joined(self.name, self.manifest.id, sent, self.confirmed)))
 
     # -- announces --------------------------------------------------------------------------------
 
     def _announce(self, node: Node, message: m.Announce, now: float) -> None:
-        if self.manifest is None or self._leases is None:
+        if self.manifest is None or self.leases is None:
             raise RemoteProtocolError("an announce before the manifest is known")
         if len(message.fetching) != len(message.received):
             raise RemoteProtocolError("an announce with fetching and received of two lengths")
@@ -235,14 +267,16 @@ class Model:
         node.origin_bytes, node.peer_bytes = message.origin_bytes, message.peer_bytes
         node.corrupt_chunks = message.corrupt_chunks
         for chunk, received in zip(message.fetching, message.received, strict=True):
-            self._leases.progress(node.node, chunk, received, now)
+            self.leases.progress(node.node, chunk, received, now)
         if first:
             self._welcome(node)
+        if self.sealing is not None and (first or message.bitfield):
+            self.sealing.look_soon(now)
         self._be_hungry(node.node, now)
 
     def _take_bits(self, node: Node, data: bytes, now: float) -> None:
         assert self.manifest is not None
-        assert self._leases is not None
+        assert self.leases is not None
         try:
             bits = Bitfield.from_bytes(data, self.manifest.chunk_count)
         except ValueError as error:
@@ -254,8 +288,8 @@ class Model:
             self._recount_at = min(self._recount_at, now + LOST_GRACE_S)
         unpinned = []
         for chunk in self._chunks_of(after & ~before):
-            if self._leases.state(chunk) != FETCHED:
-                self._leases.fetched(chunk)
+            if self.leases.state(chunk) != FETCHED:
+                self.leases.fetched(chunk)
             if chunk not in self.pins:
                 unpinned.append(chunk)
         for start in range(0, len(unpinned), m.MAX_BATCH):
@@ -277,6 +311,14 @@ class Model:
             self._out.append((one, m.Peers([other], [list(self.nodes[other].join.addresses)])))
         if self.started_at:
             self._out.append((node.node, m.Leases([], self.started_at)))
+        assert self.sealing is not None
+        self._send_sealed(node, list(self.sealing.seal.sealed))
+        for broken in self.sealing.seal.broken.values():
+            self._out.append((node.node, m.SealBroken(broken.file, broken.stored, broken.read)))
+
+    def _send_sealed(self, node: Node, files: list[int]) -> None:
+        for start in range(0, len(files), m.MAX_BATCH):
+            self._out.append((node.node, m.Sealed(files[start : start + m.MAX_BATCH])))
 
     def _send_pins(self, node: NodeId, chunks: list[Chunk]) -> None:
         known = [chunk for chunk in chunks if chunk in self.pins]
@@ -294,36 +336,69 @@ class Model:
 
     # -- leases -----------------------------------------------------------------------------------
 
-    def _fetched(self, node: Node, chunks: list[Chunk], pins: bytes) -> None:
-        if self._leases is None or node.bits is None:
+    def _fetched(self, node: Node, message: m.Fetched) -> None:
+        if self.leases is None or node.bits is None:
             raise RemoteProtocolError("a fetched chunk before the first announce")
+        if len(message.checksums) not in (0, CHECKSUM_BYTES * len(message.chunks)):
+            raise RemoteProtocolError("checksums do not fit their chunks")
         conflicting = []
-        for chunk, pin in self._pairs(chunks, pins):
+        for chunk, pin in self._pairs(message.chunks, message.pins):
             if self.pins.setdefault(chunk, pin) != pin:
                 conflicting.append(chunk)
             else:
                 node.bits.add(chunk)
-            self._leases.fetched(chunk)
+            self.leases.fetched(chunk)
             node.fatal_text, node.barred_until = "", 0.0
         if conflicting:
             self._send_pins(node.node, conflicting)
+        elif message.checksums:
+            self._take_seals(m.Checksums(message.chunks, message.checksums))
         self._hungry[node.node] = None
 
+    def _take_seals(self, message: m.Checksums | m.Sealed) -> None:
+        if self.sealing is None or self.manifest is None:
+            raise RemoteProtocolError("checksums before the manifest is known")
+        broken: list[Broken] = []
+        if isinstance(message, m.Sealed):
+            sealed = self.sealing.trust(message.files)
+        else:
+            sealed, broken = self.sealing.take(message.chunks, message.checksums)
+        for node in self._current():
+            self._send_sealed(node, sealed)
+        again = {b.file for b in broken if not self.manifest.files[b.file].attempt}
+        if again:
+            files = tuple(
+                replace(entry, attempt=entry.attempt + (number in again))
+                for number, entry in enumerate(self.manifest.files)
+            )
+            self._move_to(replace(self.manifest, files=files))
+            return
+        for one in broken:
+            for node in self._current():
+                self._out.append((node.node, m.SealBroken(one.file, one.stored, one.read)))
+
     def _lease_failed(self, node: Node, message: m.LeaseFailed, now: float) -> None:
-        if self._leases is None:
+        if self.leases is None:
             raise RemoteProtocolError("a failed lease before the manifest is known")
         if self.manifest is not None and message.chunk >= self.manifest.chunk_count:
             raise RemoteProtocolError(f"chunk {message.chunk} of {self.manifest.chunk_count}")
-        self._leases.failed(node.node, message.chunk)
+        self.leases.failed(node.node, message.chunk)
+        if self._relisting:
+            return
+        if message.changed and any(other.join.follow for other in self._current()):
+            self._relisting = message.text
+            for other in self.nodes.values():
+                other.listing_failed = ""
+            self._assign_listing(now)
+            return
         if message.fatal:
             node.fatal_text, node.barred_until = message.text, now + FATAL_S
         else:
             node.barred_until = max(node.barred_until, now + message.retry_after_s)
         live = [other for other in self.nodes.values() if other.bits is not None]
         helpless = all(other.fatal_text or not other.wanted for other in live)
-        if helpless and self._leases.any_queued:
-            for other in self.nodes.values():
-                self._out.append((other.node, m.OriginFailed(message.text)))
+        if helpless and self.leases.any_queued:
+            self._origin_failed(message.text)
         for other in self.nodes.values():
             self._be_hungry(other.node, now)
 
@@ -334,8 +409,10 @@ class Model:
 
     def _grant(self, now: float) -> None:
         """One lease at a time to each node that has room, in turn."""
-        leases = self._leases
+        leases = self.leases
         if leases is None or len(self._seen) < self._start_with or now < self._settle_until:
+            return
+        if self._relisting:
             return
         granted: dict[NodeId, list[Chunk]] = {}
         while self._hungry and leases.any_queued:
@@ -360,13 +437,13 @@ class Model:
     def _recount(self) -> None:
         """Chunks that no live node holds are fetched again."""
         self._recount_at = inf
-        if self._leases is None or self.manifest is None:
+        if self.leases is None or self.manifest is None:
             return
         union = self._union(None)
         everything = (1 << self.manifest.chunk_count) - 1
         everything <<= -self.manifest.chunk_count % 8
         for chunk in self._chunks_of(everything & ~union):
-            self._leases.lost(chunk)
+            self.leases.lost(chunk)
 
     def _union(self, but: NodeId | None) -> int:
         union = 0
@@ -389,10 +466,10 @@ class Model:
 
     def _forget(self, node_id: NodeId, now: float) -> None:
         node = self.nodes.pop(node_id)
-        self._gone_origin_bytes += node.origin_bytes
+        self.gone_origin_bytes += node.origin_bytes
         self._hungry.pop(node_id, None)
-        if self._leases is not None:
-            self._leases.release(node_id)
+        if self.leases is not None:
+            self.leases.release(node_id)
             if node.bits is not None and len(node.bits):
                 self._recount_at = min(self._recount_at, now + LOST_GRACE_S)
         for other in self.nodes.values():
@@ -401,39 +478,3 @@ class Model:
             self._be_hungry(other.node, now)
         if self._listing == node_id:
             self._assign_listing(now)
-
-    def status(self) -> dict[str, Any]:
-        """What people see; it holds no secret."""
-        total = self.manifest.total_bytes if self.manifest else 0
-        chunks = self.manifest.chunk_count if self.manifest else 0
-        origin_bytes = self._gone_origin_bytes + sum(n.origin_bytes for n in self.nodes.values())
-        queued = sum(self._leases.state(c) == QUEUED for c in range(chunks)) if self._leases else 0
-        return {
-            "model": self.name,
-            "origin": self.origin,
-            "manifest_id": self.manifest.id.hex() if self.manifest else "",
-            "confirmed": self.confirmed,
-            "bytes": total,
-            "chunks": chunks,
-            "queued_chunks": queued,
-            "leased_chunks": self._leases.in_flight if self._leases else 0,
-            "origin_bytes": origin_bytes,
-            "origin_ratio": origin_bytes / total if total else 0.0,
-            "started_at": self.started_at,
-            "complete_nodes": sum(node.complete for node in self.nodes.values()),
-            "nodes": [
-                {
-                    "node": node.node.hex(),
-                    "addresses": list(node.join.addresses),
-                    "held_chunks": len(node.bits) if node.bits is not None else 0,
-                    "progress": (len(node.bits) / chunks if chunks else 1.0) if node.bits else 0.0,
-                    "complete": node.complete,
-                    "origin_bytes": node.origin_bytes,
-                    "peer_bytes": node.peer_bytes,
-                    "corrupt_chunks": node.corrupt_chunks,
-                    "reported": node.reported,
-                    "leases": self._leases.count(node.node) if self._leases else 0,
-                }
-                for node in self.nodes.values()
-            ],
-        }

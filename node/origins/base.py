@@ -1,31 +1,65 @@
 """What every origin does: list a model once, and describe the fetch of a chunk to a worker."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
-from node.jobs import FetchJob
+from node.audit import Audit
+from node.jobs import FetchEnded, FetchJob
 from p2p.errors import UsageError
 from p2p.ids import Chunk
 from p2p.manifest import Manifest
 
 
+@dataclass(frozen=True, slots=True)
+class OriginOptions:
+    """What a URL does not say. `None` and empty mean unset; secrets are in files and environment.
+
+    `addressing` is `auto`, `virtual` (bucket.endpoint) or `path` (endpoint/bucket). `files` names
+    the objects where the bucket cannot be listed (anonymous OSS), relative to the prefix.
+    """
+
+    endpoint: str | None = None
+    region: str | None = None
+    addressing: str = "auto"
+    files: tuple[str, ...] = ()
+    credentials_file: Path | None = None
+    profile: str | None = None
+    anonymous: bool = False
+
+
 class Origin(Protocol):
-    """The authority outside the swarm."""
+    """The authority outside the swarm. `audit` takes a line for each of its own requests."""
+
+    audit: Audit
 
     @property
     def url(self) -> str:
         """The URL without credentials and query, for people and for the tracker."""
 
     async def list(self, model: str, chunk_bytes: int, block_bytes: int) -> Manifest:
-        """Ask for all files of the model, with sizes and validators.
+        """Ask for all files of the model, with sizes, validators and the store's checksums.
 
         Raises:
           OriginError: the origin is not there, empty, or cannot be read in ranges.
           ManifestError: a file's name would leave the model dir.
         """
 
-    def fetch_job(self, manifest: Manifest, chunk: Chunk) -> FetchJob:
-        """What a worker needs to fetch a chunk. Its headers may hold a secret."""
+    async def fetch_job(self, manifest: Manifest, chunk: Chunk) -> FetchJob:
+        """What a worker needs to fetch a chunk. Its headers and URL may hold a secret.
+
+        Raises:
+          OriginError: there are no credentials to sign with.
+        """
+
+    async def refused(self, job: FetchJob, ended: FetchEnded) -> bool:
+        """The origin answered a fetch with a redirect, 401 or 403.
+
+        Returns:
+          Whether something has changed (fresher credentials, a corrected clock, a followed
+          redirect), so that a new `fetch_job` may fare better at once.
+        """
 
     async def aclose(self) -> None:
         """Close idle connections."""
@@ -42,24 +76,36 @@ def default_model(url: str) -> str:
     return public_url(url).rstrip("/")
 
 
-def open_origin(url: str) -> Origin:
+def open_origin(url: str, options: OriginOptions = OriginOptions()) -> Origin:
     """The origin behind a URL; nothing is asked of it yet.
 
     Raises:
-      UsageError: the scheme is not one that we speak, or the URL has no host.
+      UsageError: the scheme is not one that we speak, the URL or an option cannot be, or the
+        package for the scheme is not installed.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise UsageError("the origin is not a URL") from None
     if parts.scheme in ("http", "https"):
         if not parts.hostname:
             raise UsageError(f"origin {public_url(url)!r} names no host")
         from node.origins.http import HttpOrigin
 
-        return HttpOrigin(url)
+        return HttpOrigin(url, options)
     if parts.scheme == "file":
         from node.origins.file import FileOrigin
 
         return FileOrigin(url)
+    if parts.scheme == "oss":
+        from node.origins.oss import OssOrigin
+
+        return OssOrigin(url, options)
+    if parts.scheme == "s3":
+        from node.origins.s3 import S3Origin
+
+        return S3Origin(url, options)
     raise UsageError(
         f"origin {public_url(url)!r} has scheme {parts.scheme or 'none'}: "
-        "known are http, https and file (like file:///models/x/)"
+        "known are oss, s3, http, https and file (like file:///models/x/)"
     )

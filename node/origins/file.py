@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from node.jobs import FetchJob
+from node.audit import Audit
+from node.jobs import FetchEnded, FetchJob
 from node.origins.base import public_url
 from p2p.errors import OriginError, UsageError
 from p2p.ids import Chunk
@@ -45,6 +46,7 @@ class FileOrigin:
             raise UsageError(f"origin {public_url(url)!r} is not file:///absolute/path")
         self._root = Path(unquote(parts.path))
         self.url = "file://" + quote(str(self._root))
+        self.audit = Audit(None)
 
     def __repr__(self) -> str:
         return f"<FileOrigin {self.url}>"
@@ -70,11 +72,16 @@ class FileOrigin:
         files.sort(key=lambda file: file.path)
         return Manifest(model, self.url, tuple(files), chunk_bytes, block_bytes)
 
-    def fetch_job(self, manifest: Manifest, chunk: Chunk) -> FetchJob:
+    async def fetch_job(self, manifest: Manifest, chunk: Chunk) -> FetchJob:
         """See `Origin`."""
         file = manifest.files[manifest.extent(chunk).file]
         path = self._root / file.path if self._root.is_dir() else self._root
-        return FetchJob(chunk, "file://" + quote(str(path)), [], file.etag, "", file.size_bytes)
+        url = "file://" + quote(str(path))
+        return FetchJob(chunk, url, [], file.etag, "", file.size_bytes, object=url)
+
+    async def refused(self, job: FetchJob, ended: FetchEnded) -> bool:
+        """No: a folder has neither redirects nor credentials."""
+        return False
 
     async def aclose(self) -> None:
         """Nothing is open."""

@@ -3,11 +3,21 @@
 httpx carries the control plane (listing, HEAD, the probe); chunks are read by the workers' strict
 ranged GET. Userinfo in the URL becomes an Authorization header, a query is kept for requests; both
 are secrets and appear nowhere else.
+
+Workers follow no redirects. One that they are answered with is remembered, the object's *pin*, and
+later chunks are asked for there at once. Such places are often signed for a while only: a pin that
+is refused is forgotten, and the origin redirects anew.
+
+    original --redirect--> pin --redirect--> pin ...   MAX_REDIRECTS in a row
+    pin --401, 403, 404, 410--> original               not twice in a row: that is a circle
+
+"In a row" is within FORGET_S of each other: what was good for so long has served chunks.
 """
 
 import base64
 import logging
-import ssl
+from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
@@ -15,22 +25,33 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 import httpx
 import trio
 
-from node.jobs import FetchJob
-from node.origins.base import public_url
+from node.audit import Audit
+from node.jobs import FetchEnded, FetchJob
+from node.origins.base import OriginOptions, public_url
+from node.origins.control import (
+    TIMEOUT_S,
+    all_at_once,
+    audited,
+    delay_hint_s,
+    is_fatal,
+    patiently,
+    transport_reason,
+)
 from node.tls import tls_context
-from p2p.backoff import full_jitter
 from p2p.errors import OriginError
 from p2p.ids import Chunk
 from p2p.manifest import File, Manifest, check_path
 
 log = logging.getLogger(__name__)
 
-TRIES = 5
-AT_ONCE = 16  # HEADs under way: a model has tens of files, some have thousands
-TIMEOUT_S = 10.0
+MAX_REDIRECTS = 5
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+FORGET_S = 60.0  # signed URLs live for minutes and more
 MODIFIED = "modified:"
+_RESERVED = "%/:?#[]@!$&'()*+,;=~"  # stays as it is in a redirect's target
 
 Paths = list[str]  # a class with a method `list` cannot say it in a signature
+Headers = list[tuple[str, str]]
 
 
 def validator(headers: httpx.Headers) -> str:
@@ -42,12 +63,27 @@ def validator(headers: httpx.Headers) -> str:
     return MODIFIED + modified if modified else ""
 
 
-class HttpOrigin:
-    """An HTTP server that answers range requests with 206."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Pin:
+    """Where an object was last redirected to (it may hold a secret), when, after how many hops."""
 
-    def __init__(self, url: str) -> None:
+    url: str
+    hops: int
+    since: float
+
+
+class HttpOrigin:
+    """An HTTP server that answers range requests with 206.
+
+    Args:
+      url: one file, or a folder if it ends with a slash.
+      options: `files` names the folder's files where it is not listed as JSON.
+    """
+
+    def __init__(self, url: str, options: OriginOptions | None = None) -> None:
         parts = urlsplit(url)
         self.url = public_url(url)
+        self._files = options.files if options else ()
         self._query = parts.query
         self._headers: list[list[str]] = []
         if parts.username is not None:
@@ -55,7 +91,10 @@ class HttpOrigin:
             word = base64.b64encode(pair.encode()).decode()
             self._headers.append(["Authorization", f"Basic {word}"])
         self._folder = parts.path.endswith("/") or not parts.path
+        self._pins: dict[str, Pin] = {}
+        self._forgotten_at: dict[str, float] = {}
         self._rng = Random()  # only spreads retries
+        self.audit = Audit(None)
 
     def __repr__(self) -> str:
         return f"<HttpOrigin {self.url}>"
@@ -68,27 +107,24 @@ class HttpOrigin:
 
     async def list(self, model: str, chunk_bytes: int, block_bytes: int) -> Manifest:
         """See `Origin`."""
-        headers = [(name, value) for name, value in self._headers]
         async with httpx.AsyncClient(
-            headers=[*headers, ("Accept-Encoding", "identity")],
-            timeout=TIMEOUT_S,
-            verify=tls_context(),
+            headers={"Accept-Encoding": "identity"}, timeout=TIMEOUT_S, verify=tls_context()
         ) as client:
-            if self._folder:
-                paths: Paths = []
-                await self._list_folder(client, "", paths)
+            paths: Paths = []
+            if not self._folder:
+                paths.append(unquote(urlsplit(self.url).path.rpartition("/")[2]))
+            elif self._files:
+                paths += [check_path(path) for path in sorted(set(self._files))]
             else:
-                paths = [unquote(urlsplit(self.url).path.rpartition("/")[2])]
+                await self._list_folder(client, "", paths)
             if not paths:
                 raise OriginError(f"{self.url}: there are no files", fatal=True)
             found: dict[str, File] = {}
-            limiter = trio.CapacityLimiter(AT_ONCE)
 
             async def ask(path: str) -> None:
-                async with limiter:
-                    found[path] = await self._head(client, path)
+                found[path] = await self._head(client, path)
 
-            await _all_or_first_error([lambda path=path: ask(path) for path in paths])
+            await all_at_once([partial(ask, path) for path in paths])
             files = tuple(found[path] for path in sorted(found))
             await self._probe(client, files)
         return Manifest(model, self.url, files, chunk_bytes, block_bytes)
@@ -101,7 +137,7 @@ class HttpOrigin:
         except (ValueError, TypeError, KeyError) as error:
             raise OriginError(
                 f"{public_url(str(answer.url))}: not a JSON listing: the server needs "
-                "`autoindex on; autoindex_format json;`, or name one file",
+                "`autoindex on; autoindex_format json;`, or name the files with --files",
                 fatal=True,
             ) from error
         for name, kind in named:
@@ -146,83 +182,112 @@ class HttpOrigin:
         self, client: httpx.AsyncClient, method: str, url: str, more: dict[str, str] | None = None
     ) -> httpx.Response:
         """One request, tried again where that can help; only the head of a ranged GET is read."""
-        attempt = 0
-        while True:
-            try:
-                return await self._ask_once(client, method, url, more)
-            except OriginError as error:
-                attempt += 1
-                if error.fatal or attempt >= TRIES:
-                    raise
-                log.warning("%s: trying again (%d of %d)", error, attempt, TRIES)
-                wait_s = full_jitter(attempt, 0.2, 5.0, self._rng)
-                await trio.sleep(max(wait_s, error.retry_after_s or 0.0))
+        return await patiently(lambda: self._ask_once(client, method, url, more), self._rng)
 
     async def _ask_once(
         self, client: httpx.AsyncClient, method: str, url: str, more: dict[str, str] | None
     ) -> httpx.Response:
         shown = public_url(url)
+        follow = method == "HEAD" or more is not None
+        kind, span = ("head" if follow else "list"), ((0, 1) if more else None)
         try:
-            for _ in range(6):
-                async with client.stream(method, url, headers=more) as answer:
-                    if answer.is_redirect and method == "HEAD":
-                        url = urljoin(url, answer.headers.get("location", ""))
-                        continue
-                    _check_status(answer, shown)
-                    if more is None and method == "GET":
-                        await answer.aread()
-                    return answer
-        except httpx.HTTPError as error:
-            text, fatal = _reason(error)
+            for _ in range(MAX_REDIRECTS + 1):
+                headers = [*self._headers_for(url), *(more or {}).items()]
+                with audited(self.audit, shown, kind, span) as exchange:
+                    async with client.stream(method, url, headers=headers) as answer:
+                        exchange.answered(answer.status_code, answer.headers)
+                        location = answer.headers.get("location", "")
+                        if follow and answer.status_code in REDIRECTS and location:
+                            url = _target(url, location)
+                            continue
+                        _check_status(answer, shown)
+                        if not follow:
+                            exchange.bytes = len(await answer.aread())
+                        return answer
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            text, fatal = transport_reason(error)
             raise OriginError(f"{shown}: {text}", fatal=fatal) from error
+        except ValueError:
+            raise OriginError(f"{shown}: redirects to what is no http URL", fatal=True) from None
         raise OriginError(f"{shown}: too many redirects", fatal=True)
 
-    def fetch_job(self, manifest: Manifest, chunk: Chunk) -> FetchJob:
+    def _headers_for(self, url: str) -> Headers:
+        """Our credentials, for our server only."""
+        if urlsplit(url)[:2] != urlsplit(self.url)[:2]:
+            return []
+        return [(name, value) for name, value in self._headers]
+
+    async def fetch_job(self, manifest: Manifest, chunk: Chunk) -> FetchJob:
         """See `Origin`."""
         file = manifest.files[manifest.extent(chunk).file]
         modified = file.etag.removeprefix(MODIFIED) if file.etag.startswith(MODIFIED) else ""
         etag = "" if modified else file.etag
         url = self._request_url(file.path)
-        return FetchJob(chunk, url, self._headers, etag, modified, file.size_bytes)
+        name = public_url(url)
+        if name in self._pins:
+            url = self._pins[name].url
+        headers = [[word, value] for word, value in self._headers_for(url)]
+        return FetchJob(chunk, url, headers, etag, modified, file.size_bytes, object=name)
+
+    async def refused(self, job: FetchJob, ended: FetchEnded) -> bool:
+        """See `Origin`. A job that asked elsewhere than one would now is simply made anew."""
+        parts = urlsplit(job.object)
+        original = urlunsplit((*parts[:3], self._query, ""))
+        pin = self._pins.get(job.object)
+        current = pin.url if pin else original
+        if ended.status in REDIRECTS:
+            if job.url != current:
+                return True
+            return self._follow(job, pin, ended.location)
+        if ended.status not in (401, 403, 404, 410) or job.url == original:
+            return False
+        if job.url == current:
+            del self._pins[job.object]
+            now = trio.current_time()
+            last = self._forgotten_at.get(job.object)
+            self._forgotten_at[job.object] = now
+            return last is None or now - last >= FORGET_S
+        return True
+
+    def _follow(self, job: FetchJob, pin: Pin | None, location: str) -> bool:
+        now = trio.current_time()
+        hops = pin.hops if pin and now - pin.since < FORGET_S else 0
+        try:
+            target = _target(job.url, location)
+        except ValueError:
+            return False
+        if hops >= MAX_REDIRECTS:
+            self._pins.pop(job.object, None)
+            return False
+        if hops == 0:
+            log.info("%s: redirected to %s", job.object, urlsplit(target).hostname)
+        self._pins[job.object] = Pin(target, hops + 1, now)
+        return True
 
     async def aclose(self) -> None:
         """Nothing is kept open between listings."""
 
 
-def _reason(error: BaseException) -> tuple[str, bool]:
-    """What lies beneath a transport error, and whether asking again is useless."""
-    text, cause = str(error) or type(error).__name__, error.__cause__ or error.__context__
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted: {cause.verify_message}", True
-        if isinstance(cause, OSError):
-            text = cause.strerror or str(cause) or text
-        cause = cause.__cause__ or cause.__context__
-    return text, False
+def _target(url: str, location: str) -> str:
+    """Where a redirect leads.
+
+    Raises:
+      ValueError: to no http(s) URL.
+    """
+    target = urljoin(url, location)
+    parts = urlsplit(target)
+    if not location or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an http URL")
+    # what servers forget to encode has come as latin-1, and would not fit into a request's head
+    return quote(urlunsplit((*parts[:4], "")), safe=_RESERVED, encoding="latin-1", errors="replace")
 
 
 def _check_status(answer: httpx.Response, shown: str) -> None:
     status = answer.status_code
     if status < 300:
         return
-    after = answer.headers.get("retry-after", "")
-    hint = float(after) if after.isdecimal() else None
     words = {401: "credentials are wrong or missing", 403: "access denied", 404: "not found"}
     text = f"{shown}: HTTP {status}" + (f" ({words[status]})" if status in words else "")
-    raise OriginError(text, fatal=status < 500 and status not in (408, 429), retry_after_s=hint)
-
-
-async def _all_or_first_error(tasks: "list[Any]") -> None:
-    """Run all; the first OriginError ends the rest and is raised by itself."""
-    try:
-        async with trio.open_nursery() as nursery:
-            for task in tasks:
-                nursery.start_soon(task)
-    except* OriginError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        first = error
-    else:
-        return
-    raise first
+    raise OriginError(
+        text, fatal=is_fatal(status), retry_after_s=delay_hint_s(answer.headers), status=status
+    )

@@ -118,7 +118,7 @@ async def test_every_chunk_is_read_whole_once_and_right(place, reader):
     manifest = await origin.list("m", CHUNK, BLOCK)
     work = reader(manifest)
     for chunk in range(manifest.chunk_count):
-        got = await work.fetch(origin.fetch_job(manifest, chunk))
+        got = await work.fetch(await origin.fetch_job(manifest, chunk))
         assert isinstance(got, jobs.Got), got
         extent = manifest.extent(chunk)
         data = (here.root / manifest.files[extent.file].path).read_bytes()
@@ -138,7 +138,7 @@ async def test_a_file_that_changed_since_the_listing_is_a_fatal_error(place, rea
     manifest = await origin.list("m", CHUNK, BLOCK)
     path = here.root / "x"
     path.write_bytes(path.read_bytes()[::-1] + b"!")
-    ended = await reader(manifest).fetch(origin.fetch_job(manifest, 0))
+    ended = await reader(manifest).fetch(await origin.fetch_job(manifest, 0))
     assert isinstance(ended, jobs.FetchEnded)
     assert ended.fatal
     assert "changed" in ended.text
@@ -150,7 +150,7 @@ async def test_a_file_that_is_gone_is_a_fatal_error(place, reader):
     origin = open_origin(here.url)
     manifest = await origin.list("m", CHUNK, BLOCK)
     (here.root / "x").unlink()
-    ended = await reader(manifest).fetch(origin.fetch_job(manifest, 0))
+    ended = await reader(manifest).fetch(await origin.fetch_job(manifest, 0))
     assert isinstance(ended, jobs.FetchEnded)
     assert ended.fatal
 
@@ -162,7 +162,7 @@ async def test_one_file_can_be_named_alone(place, reader):
     assert [(file.path, file.size_bytes) for file in manifest.files] == [
         ("big.bin", SIZES["big.bin"])
     ]
-    assert isinstance(await reader(manifest).fetch(origin.fetch_job(manifest, 1)), jobs.Got)
+    assert isinstance(await reader(manifest).fetch(await origin.fetch_job(manifest, 1)), jobs.Got)
 
 
 async def test_what_is_not_there_and_what_is_empty_is_named(place):

@@ -7,7 +7,7 @@ import pytest
 
 from node import journal
 from node.chunks import Chunks
-from node.journal import pack_record, parse
+from node.journal import Contents, pack_record, parse
 from node.store import Cache, ChunkStore
 from p2p.digest import block_digest, chunk_pin
 from p2p.errors import StoreError
@@ -19,7 +19,7 @@ MANIFEST = Manifest(
 )
 
 
-def write(store: ChunkStore, chunk: int) -> None:
+def write(store: ChunkStore, chunk: int, checksum: bytes = b"") -> None:
     """Put a chunk's bytes into the cache, as a worker would, and record it."""
     extent = MANIFEST.extent(chunk)
     data = bytes([chunk + 1]) * extent.length
@@ -27,7 +27,7 @@ def write(store: ChunkStore, chunk: int) -> None:
         file.seek(extent.offset)
         file.write(data)
     blocks = [block_digest(data[at : at + 4096]) for at in range(0, len(data), 4096)]
-    store.record(chunk, chunk_pin(blocks), b"".join(blocks), b"")
+    store.record(chunk, chunk_pin(blocks), b"".join(blocks), checksum)
 
 
 class Opener:
@@ -132,6 +132,116 @@ def test_a_journal_torn_at_any_byte_keeps_every_whole_record():
     damaged = bytearray(data)
     damaged[len(packed[0]) + 14] ^= 1
     assert sorted(parse(bytes(damaged)).pins) == [0]
+
+
+# -- seals and checksums --------------------------------------------------------------------------
+
+
+def parsed(*records: list) -> Contents:
+    return parse(b"".join(map(pack_record, records)))
+
+
+CHUNK_3 = ["chunk", 3, b"p" * 16, b"d" * 32, b"checksum"]
+
+
+def test_the_last_word_about_a_chunks_checksum_counts():
+    assert parsed(CHUNK_3).checksums == {3: b"checksum"}
+    assert parsed(CHUNK_3, ["checksum", 3, b"computed"]).checksums == {3: b"computed"}
+    again = parsed(CHUNK_3, ["checksum", 3, b"computed"], CHUNK_3)
+    assert again.checksums == {3: b"checksum"}
+    assert again.pins == {3: b"p" * 16}
+
+
+@pytest.mark.parametrize("records", [[], [CHUNK_3, ["drop", 3]], [["chunk", 4, *CHUNK_3[2:]]]])
+def test_a_checksum_of_a_chunk_that_is_not_held_says_nothing(records):
+    contents = parsed(*records, ["checksum", 3, b"computed"])
+    assert 3 not in contents.checksums
+    assert set(contents.checksums) == set(contents.pins)
+
+
+def test_a_dropped_chunk_leaves_no_checksum_behind():
+    assert parsed(CHUNK_3, ["drop", 3]).checksums == {}
+    assert parsed(CHUNK_3, ["drop", 3], [*CHUNK_3[:4], b""]).checksums == {3: b""}
+
+
+def test_a_seal_is_of_a_file_and_outlives_its_chunks():
+    contents = parsed(["sealed", 2], ["sealed", 0], ["sealed", 2], CHUNK_3, ["drop", 3])
+    assert list(contents.sealed) == [2, 0]
+
+
+def test_the_last_word_about_a_files_seal_counts():
+    assert parsed(["sealed", 0], ["sealed", 1], ["broken", 0]).sealed == {1: None}
+    assert parsed(["broken", 0], ["sealed", 0]).sealed == {0: None}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [["sealed"], ["sealed", "0"], ["sealed", 0, 1], ["checksum", 3], ["checksum", 3, "text"], []],
+    ids=str,
+)
+def test_a_record_of_another_shape_is_skipped_and_those_after_it_count(record):
+    contents = parsed(CHUNK_3, record, ["sealed", 1])
+    assert contents.checksums == {3: b"checksum"}
+    assert list(contents.sealed) == [1]
+
+
+def test_seals_and_checksums_survive_one_restart_after_another(opener):
+    store = opener.open()
+    write(store, 0)
+    write(store, 2)
+    store.record_checksum(0, b"checksum")
+    store.record_seal(2)
+    store.record_seal(1)
+    for end in (opener.crash, opener.close, opener.crash):
+        end()
+        store = opener.open()
+        assert store.checksums == {0: b"checksum"}, "none is told of chunk 2"
+        assert store.sealed == {1, 2}
+
+
+def test_a_file_that_was_found_broken_is_not_sealed_by_an_older_word(opener):
+    store = opener.open()
+    store.record_seal(0)
+    store.record_seal(2)
+    store.record_broken(0)
+    assert store.sealed == {2}
+    opener.crash()
+    assert opener.open().sealed == {2}
+
+
+def test_the_seal_of_a_file_that_the_manifest_has_not_is_forgotten(opener):
+    opener.open().record_seal(len(SIZES))
+    opener.store.record_seal(len(SIZES) - 1)
+    opener.crash()
+    assert opener.open().sealed == {len(SIZES) - 1}
+
+
+def test_a_checksum_that_came_from_the_origin_survives_a_rehash_that_tells_none(opener):
+    store = opener.open()
+    write(store, 2, b"original")
+    write(store, 2, b"")
+    assert store.checksums == {2: b"original"}
+    opener.crash()
+    assert opener.open().checksums == {2: b"original"}
+
+
+def test_the_checksum_of_dropped_bytes_is_not_that_of_the_bytes_that_replace_them(opener):
+    """As when the tracker's pin overrules ours: the chunk is dropped, and comes from a peer."""
+    store = opener.open()
+    store.record(2, b"another pin.....", bytes(16), b"of old ones")
+    store.forget(2)
+    write(store, 2, b"")
+    assert store.checksums == {}
+    opener.crash()
+    assert opener.open().checksums == {}
+
+
+def test_a_file_that_is_gone_is_not_trusted(opener):
+    store = opener.open()
+    write(store, 0)
+    opener.crash()
+    store.file_path(0).unlink()
+    assert list(opener.open().held) == []
 
 
 def test_a_cache_has_one_owner_and_an_unknown_version_is_left_alone(tmp_path):

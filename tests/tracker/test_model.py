@@ -13,6 +13,7 @@ from p2p.errors import ManifestError, RemoteProtocolError
 from p2p.ids import NodeId
 from p2p.manifest import File, Manifest
 from tracker.model import EXPIRY_S, FATAL_S, LISTING_S, LOST_GRACE_S, SETTLE_S, Model
+from tracker.view import model_status
 
 A, B, C = (NodeId(letter * 16) for letter in (b"a", b"b", b"c"))
 MANIFEST = Manifest("m", "http://o/", (File("x", 4 * 4096, "e"),), 4096, 4096)
@@ -168,9 +169,9 @@ def test_an_expired_lease_goes_to_another_node_and_the_late_result_counts():
     tracked.handle(B, announce(wanted=1), 2.9)
     sends = tracked.tick(3.0)
     assert leased(sends, B) == []  # it holds chunk 1 since 2.9
-    assert tracked.status()["queued_chunks"] == 3
+    assert model_status(tracked)["queued_chunks"] == 3
     tracked.handle(A, m.Fetched([0], pin(0), b""), 3.1)
-    assert tracked.status()["queued_chunks"] == 2
+    assert model_status(tracked)["queued_chunks"] == 2
 
 
 def test_a_node_that_goes_gives_its_leases_back_at_once():
@@ -307,8 +308,8 @@ def test_a_message_out_of_bounds_is_the_senders_error_and_changes_nothing(messag
     tracked.handle(B, announce(wanted=0), 0.0)
     if not isinstance(message, m.Announce):
         tracked.handle(A, announce(wanted=0), 0.0)
-    before = tracked.status()["queued_chunks"]
+    before = model_status(tracked)["queued_chunks"]
     with pytest.raises(RemoteProtocolError):
         tracked.handle(A, message, 0.0)
-    assert tracked.status()["queued_chunks"] == before
+    assert model_status(tracked)["queued_chunks"] == before
     assert not tracked.pins

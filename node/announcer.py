@@ -1,0 +1,63 @@
+"""The node's heartbeat: what it holds, what it fetches, how far; twice a second while it loads."""
+
+import trio
+
+from node.config import Timeouts
+from node.download import Download
+from node.tracker_client import TrackerClient
+from node.view import View
+from p2p import messages
+from p2p.bitfield import Bitfield
+
+
+class Announcer:
+    """Announces to the tracker.
+
+    Args:
+      can_fetch: whether this node knows an origin.
+    """
+
+    def __init__(self, tracker: TrackerClient, view: View, timeouts: Timeouts) -> None:
+        self._tracker = tracker
+        self._view = view
+        self._timeouts = timeouts
+        self._announced: bytes | None = None
+        self.can_fetch = False
+
+    def forget(self) -> None:
+        """The session ended: the next one is to hear everything."""
+        self._announced = None
+
+    def announce_empty(self, held: Bitfield) -> None:
+        """Keep the session alive, and ask for no lease, while existing files are hashed."""
+        self._announced = bytes(held)
+        self._tracker.send(messages.Announce(self._announced, [], [], 0, 0, 0, 0))
+
+    def announce(self, download: Download) -> None:
+        """Say what is so now."""
+        swarm, totals = download.swarm, self._view.pool.totals()
+        bits = bytes(swarm.held)
+        received = {lease[0]: lease[1] for lease in totals.fetching}
+        fetching = list(swarm.fetching)
+        self._tracker.send(
+            messages.Announce(
+                bits if bits != self._announced else b"",
+                fetching,
+                [received.get(chunk, 0) for chunk in fetching],
+                swarm.wanted_leases if self.can_fetch else 0,
+                self._view.origin_bytes,
+                totals.peer_bytes,
+                swarm.statistics().corrupt_chunks,
+                len(swarm.suspects),
+            )
+        )
+        self._announced = bits
+
+    async def run(self, download: Download) -> None:
+        """Announce until cancelled."""
+        while True:
+            busy = not download.swarm.held.complete or download.swarm.fetching
+            timeouts = self._timeouts
+            await trio.sleep(timeouts.heartbeat_s if busy else timeouts.idle_heartbeat_s)
+            if self._tracker.connected:
+                self.announce(download)

@@ -1,0 +1,34 @@
+"""What the tracker remembers of one node of one model. Pure."""
+
+from dataclasses import dataclass, field
+
+from p2p import messages as m
+from p2p.bitfield import Bitfield
+from p2p.ids import NodeId
+
+
+@dataclass(slots=True)
+class Node:
+    """A node with a session."""
+
+    node: NodeId
+    join: m.Join
+    bits: Bitfield | None = None
+    heard_at: float = 0.0
+    wanted: int = 0
+    leaving: bool = False
+    barred_until: float = 0.0
+    fatal_text: str = ""
+    origin_bytes: int = 0
+    peer_bytes: int = 0
+    corrupt_chunks: int = 0
+    reported: int = 0
+    listing_failed: str = ""
+    outdated: bool = False
+    """it was told of another revision, and speaks of the old one until it joins anew"""
+    known: dict[NodeId, None] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """It holds all chunks."""
+        return self.bits is not None and self.bits.complete
