@@ -77,7 +77,11 @@ class Daemon:
         if config.origin:
             self.origin = self._open_origin(config.origin)
         self.cache = Cache.open(config.cache_dir)
-        settings = WorkerSettings(connections=config.connections)
+        settings = WorkerSettings(
+            connections=config.connections,
+            source_ips=config.source_ips,
+            log_path=str(config.log_path or ""),
+        )
         self.pool = WorkerPool(config.workers, settings)
         self.peers = Peers(self.node, config.token, self.timeouts)
         self.tracker = TrackerClient(
@@ -221,7 +225,7 @@ class Daemon:
             resumed += await self._adopt(store, self.model_dir)
         swarm = Swarm(
             manifest, self.node, store.held, dict(store.suspects), dict(store.pins),
-            self.rng, Limits(),
+            self.rng, Limits(origin_fetches=self._leases_at_once()),
         )  # fmt: skip
         links = Links(self.pool, self.peers.dial_data, self._feed, self.nursery)
         self.seal = self.view.seal = NodeSeal(store, self.pool, self.tracker, self._on_file)
@@ -247,6 +251,12 @@ class Daemon:
             self._tracker_found()
         self._feed(events.DeadlinePassed())
         self.nursery.start_soon(self._finish)
+
+    def _leases_at_once(self) -> int:
+        """Enough to keep the connections busy with two requests each; few, so that a swarm's nodes
+        do not spread the origin thin."""
+        sources = max(1, len(self.config.source_ips))
+        return min(max(self.config.connections * self.pool.count * sources // 2, 2), 8)
 
     async def _open_store(self, manifest: Manifest) -> ChunkStore:
         """The store of a revision, with what older ones in the cache have of it."""

@@ -6,7 +6,8 @@ all others is asked for once more, into memory, and whichever is whole first cou
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
@@ -18,6 +19,7 @@ from node import jobs
 from node.checksums import Checksum, checksum_function
 from node.chunks import Chunks, Sink
 from node.http_get import CHANGED, Answer, Body, Wire, get, open_wire, shown
+from node.nics import Source, Sources
 from node.ranges import Hedges, RangeSize, Tries
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
@@ -45,6 +47,7 @@ class Span:
     offset: int
     """of the chunk in its file"""
     tries: Tries
+    source: Source
     kind: str = "first"
 
 
@@ -52,7 +55,8 @@ class Fetcher:
     """Origin fetches of one worker, with its idle connections.
 
     Args:
-      connections: requests at once; hedges come on top.
+      connections: requests at once from each of the local addresses `source_ips` (none: the kernel
+        chooses one); hedges come on top.
     """
 
     def __init__(
@@ -61,12 +65,14 @@ class Fetcher:
         totals: Fetched,
         report: Callable[[jobs.Report], None],
         connections: int = 4,
+        source_ips: tuple[str, ...] = (),
     ) -> None:
         self._chunks = chunks
         self._totals = totals
         self._report = report
-        self._limiter = trio.CapacityLimiter(connections)
-        self._idle: dict[tuple[str, str], list[Wire]] = {}
+        self.sources = Sources(source_ips, connections)
+        self._freed = trio.Event()
+        self._idle: dict[tuple[str, str, str], list[Wire]] = {}
         self._rng = Random()  # only spreads retries
         self._size = RangeSize()
         self._hedges = Hedges()
@@ -135,12 +141,12 @@ class Fetcher:
           OSError, trio.TooSlowError: no answer came.
         """
         offset = self._chunks.manifest.extent(job.chunk).offset
-        span = Span(job, sink, offset, Tries(self._rng))
+        span = Span(job, sink, offset, Tries(self._rng), self.sources.all[0])
         try:
             while not sink.complete:
                 before, answer, wait_s = sink.position, Answer(), 0.0
                 try:
-                    async with self._limiter:
+                    async with self._slot() as span.source:
                         await self._hedged(span, answer)
                 except* (OSError, trio.TooSlowError, OriginError) as group:
                     wait_s = self._decide(span, before, answer, _first(group))
@@ -150,6 +156,20 @@ class Fetcher:
         finally:
             self._totals.duplicate_bytes += sink.duplicate_bytes
             sink.close()
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[Source]:
+        """A request's place at one of the local addresses."""
+        while (source := self.sources.take(now := trio.current_time())) is None:
+            freed = self._freed
+            with trio.move_on_at(self.sources.next_deadline(now)):
+                await freed.wait()
+        try:
+            yield source
+        finally:
+            self.sources.release(source)
+            self._freed.set()
+            self._freed = trio.Event()
 
     def _decide(self, span: Span, before: int, answer: Answer, error: BaseException) -> float:
         """Seconds to wait before the next try; raises what ends the fetch."""
@@ -245,7 +265,7 @@ class Fetcher:
     async def _attempt(self, span: Span, target: "Target", answer: Answer) -> None:
         job, offset, stall_s = span.job, span.offset, span.tries.stall_s
         while True:
-            wire, fresh = await self._wire(job.url)
+            wire, fresh = await self._wire(job.url, span.source)
             start, end = offset + target.position, offset + target.end
             try:
                 body = await get(wire, job, start, end, stall_s, answer)
@@ -255,7 +275,12 @@ class Fetcher:
             except OSError:
                 if fresh or answer.had_head:
                     raise  # else it was an idle connection that the server had closed
+            except trio.TooSlowError:
+                self.sources.failed(span.source, trio.current_time())
+                raise
             finally:
+                if answer.had_head:
+                    self.sources.worked(span.source, target.position - (start - offset))
                 self._release(job.url, wire)
 
     async def _body(self, wire: Wire, body: Body, target: "Target", stall_s: float) -> None:
@@ -281,14 +306,18 @@ class Fetcher:
         self._totals.under_way[sink.chunk] += count
         return sink.advance(count)
 
-    async def _wire(self, url: str) -> tuple[Wire, bool]:
-        idle = self._idle.get(urlsplit(url)[:2])
+    async def _wire(self, url: str, source: Source) -> tuple[Wire, bool]:
+        idle = self._idle.get((*urlsplit(url)[:2], source.ip))
         if idle:
             return idle.pop(), False
-        return await open_wire(url), True
+        try:
+            return await open_wire(url, source.ip), True
+        except BROKEN:
+            self.sources.failed(source, trio.current_time())
+            raise
 
     def _release(self, url: str, wire: Wire) -> None:
-        idle = self._idle.setdefault(urlsplit(url)[:2], [])
+        idle = self._idle.setdefault((*urlsplit(url)[:2], wire.source_ip), [])
         if wire.reusable and len(idle) < IDLE_WIRES:
             idle.append(wire)
         else:

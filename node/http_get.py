@@ -23,10 +23,12 @@ from p2p.errors import OriginError
 CONNECT_S = 5.0
 SEND_S = 10.0
 MAX_HEAD = 16 * 1024
+MAX_INTERIM = 8  # 1xx answers before the real one
 MAX_ERROR_BODY = 16 * 1024  # a store's XML with its own code for what went wrong
 
 CHANGED = "changed"  # in place of a store's code: the object is not the manifest's any more
 
+SINGLE = frozenset({"content-range", "content-length", "etag", "last-modified"})
 FATAL = frozenset({400, 401, 403, 404, 405, 410, 412, 416})
 
 
@@ -53,9 +55,15 @@ class Wire:
     `reusable` says that an answer was read to its end and the server keeps the connection.
     """
 
-    def __init__(self, sock: socket.socket, tls: "trio.SSLStream[trio.SocketStream] | None"):
+    def __init__(
+        self,
+        sock: socket.socket,
+        tls: "trio.SSLStream[trio.SocketStream] | None",
+        source_ip: str = "",
+    ) -> None:
         self._sock = sock
         self._tls = tls
+        self.source_ip = source_ip
         self.reusable = False
 
     async def send(self, data: bytes) -> None:
@@ -93,8 +101,8 @@ class Wire:
         self._sock.close()
 
 
-async def open_wire(url: str) -> Wire:
-    """Connect to the host of a URL.
+async def open_wire(url: str, source_ip: str = "") -> Wire:
+    """Connect to the host of a URL, from a local address if one is named.
 
     Raises:
       OSError, trio.TooSlowError
@@ -102,17 +110,18 @@ async def open_wire(url: str) -> Wire:
     parts = urlsplit(url)
     host, tls = parts.hostname or "", parts.scheme == "https"
     with trio.fail_after(CONNECT_S):
-        stream = await trio.open_tcp_stream(host, parts.port or (443 if tls else 80))
+        port = parts.port or (443 if tls else 80)
+        stream = await trio.open_tcp_stream(host, port, local_address=source_ip or None)
         if tls:
             secure = trio.SSLStream(
                 stream, tls_context(), server_hostname=host, https_compatible=True
             )
             with _broken_as_os_error():
                 await secure.do_handshake()
-            return Wire(stream.socket, secure)  # type: ignore[arg-type]
+            return Wire(stream.socket, secure, source_ip)  # type: ignore[arg-type]
     plain = socket.socket(fileno=stream.socket.detach())
     plain.setblocking(False)
-    return Wire(plain, None)
+    return Wire(plain, None, source_ip)
 
 
 @dataclass(slots=True)
@@ -195,6 +204,8 @@ def check_head(
         wrong = f"Content-Length {headers.get('content-length')!r}, not {end - start}"
     elif headers.get("content-encoding", "identity") != "identity":
         wrong = "the body is encoded, though it was asked not to"
+    elif "transfer-encoding" in headers:  # its framing would be taken for bytes of the object
+        wrong = f"Transfer-Encoding {headers['transfer-encoding']!r} of a range"
     if wrong:
         raise OriginError(f"{where}: {wrong}", fatal=True, status=status)
     check_validator(job, headers, where)
@@ -238,19 +249,14 @@ async def get(
     answer.sent = True
     await wire.send(request)
     try:
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA:
-                await _more(wire, connection, stall_s)
-            elif isinstance(event, h11.Response):
-                break
-            elif not isinstance(event, h11.InformationalResponse):
-                raise OriginError(f"{shown(job.url)}: not an HTTP response", fatal=False)
+        event = await _head(wire, connection, stall_s)
     except h11.RemoteProtocolError as error:
         raise OriginError(f"{shown(job.url)}: bad HTTP response: {error}", fatal=False) from error
     headers: dict[str, str] = {}
     for name, value in event.headers:
-        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+        word, text = name.decode("latin-1"), value.decode("latin-1")
+        if headers.setdefault(word, text) != text and word in SINGLE:
+            raise OriginError(f"{shown(job.url)}: two headers {word} that differ", fatal=True)
     answer.had_head, answer.status = True, event.status_code
     answer.request_id = headers.get("x-oss-request-id") or headers.get("x-amz-request-id", "")
     keep = event.http_version == b"1.1" and not re.search(
@@ -266,6 +272,22 @@ async def get(
     while isinstance(more := connection.next_event(), h11.Data):
         first += bytes(more.data)
     return Body(first, keep)
+
+
+async def _head(wire: Wire, connection: h11.Connection, stall_s: float) -> h11.Response:
+    """The response's head, past what servers say before it."""
+    interim = 0
+    while interim <= MAX_INTERIM:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            await _more(wire, connection, stall_s)
+        elif isinstance(event, h11.Response):
+            return event
+        elif isinstance(event, h11.InformationalResponse):
+            interim += 1
+        else:
+            raise h11.RemoteProtocolError("no response came")
+    raise h11.RemoteProtocolError("interim responses without an end")
 
 
 async def _more(wire: Wire, connection: h11.Connection, stall_s: float) -> None:

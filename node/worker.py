@@ -16,6 +16,7 @@ from pathlib import Path
 import trio
 
 from node import jobs
+from node.audit import start_logging
 from node.checksums import checksum_function
 from node.chunks import Chunks
 from node.downlink import FAILURES, Downlink, Received
@@ -48,7 +49,9 @@ class WorkerSettings:
     figures_s: float = 0.25
     """a lease lives by reported progress, announced every 0.5 s"""
     connections: int = 4
-    """requests to the origin at once, in each worker"""
+    """requests to the origin at once, in each worker and from each source address"""
+    source_ips: tuple[str, ...] = ()
+    log_path: str = ""
 
 
 class Worker:
@@ -307,7 +310,7 @@ async def _process(descriptor: int, settings: WorkerSettings) -> None:
 def main() -> None:
     """`python -m node.worker FD SETTINGS-JSON`; started by `node.workers` only."""
     descriptor, settings = int(sys.argv[1]), WorkerSettings(**json.loads(sys.argv[2]))
-    logging.basicConfig(level=sys.argv[3], format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_logging(sys.argv[3], Path(settings.log_path) if settings.log_path else None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the control process says when to stop
     trio.run(_process, descriptor, settings)
 

@@ -1,4 +1,4 @@
-"""`python -m simulations demo` and `python -m simulations bench picker`."""
+"""`python -m simulations demo`, `bench picker`, `bench fetch` and `protocol`."""
 
 import sys
 from pathlib import Path
@@ -44,6 +44,18 @@ def picker(json_file: Path | None) -> None:
     from simulations.bench.picker import measure
 
     measure(json_file)
+
+
+@bench.command()
+@click.option("--size", default="4GiB", show_default=True, metavar="SIZE")
+@click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--workers", type=click.IntRange(0, 64), metavar="N", help="[default: the node's]")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def fetch(size: str, runs: int, workers: int | None, json_file: Path | None) -> None:
+    """One node, curl, aria2c and s5cmd read a file from nginx on loopback."""
+    from simulations.bench.fetch import measure
+
+    measure(size, runs, workers, json_file)
 
 
 main()

@@ -20,10 +20,11 @@ ALLOWED_IN_PURE = {
 
 # file: (lines it may have, why)
 LONGER_FILES = {
+    "node/fetch.py": (430, "one request's life: slot, try, hedge, resume"),
     "p2p/swarm.py": (560, "one state machine: its transitions are read side by side"),
     "p2p/messages.py": (540, "every message of the wire and its codec, in one place"),
     "tracker/model.py": (480, "one state machine, like the swarm"),
-    "node/daemon.py": (470, "the root: builds and ties together what others define"),
+    "node/daemon.py": (475, "the root: builds and ties together what others define"),
 }
 MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 70, 100
 

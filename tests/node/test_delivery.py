@@ -389,7 +389,8 @@ def test_a_broken_file_is_named_with_both_checksums_and_vouched_for_no_more(
 
 def test_a_broken_file_that_the_manifest_has_not_is_ignored(bench):
     node = bench(a=1)
-    node.seal.broken(1, "crc64xz:" + "0" * 16, "crc64xz:" + "1" * 16)
+    text = node.seal.broken(1, "crc64xz:" + "0" * 16, "crc64xz:" + "1" * 16)
+    assert "file 1 of 1" in text
     assert list(node.seal.seal.pending) == [0]
 
 
@@ -410,6 +411,8 @@ def test_more_sealed_files_than_a_message_may_name_are_told_in_several(bench, mo
 
 def test_files_without_a_checksum_are_counted_in_the_log(bench, caplog):
     caplog.set_level(logging.INFO)
+    bench(a=1)
+    assert caplog.text == ""
     bench(a=1, plain1=1, plain2=1)
     assert "no checksum of 2 files" in caplog.text
 

@@ -163,6 +163,12 @@ def test_of_a_partial_file_only_what_was_verified_counts(cache, opened):
     assert not after.file_complete(1)
 
 
+def test_a_file_of_which_nothing_was_verified_is_not_shared(cache, opened):
+    before = older(opened, 3)
+    assert inherit(cache.path, NEWER) == 0
+    assert not opened(NEWER).file_path(1).samefile(before.file_path(0))
+
+
 def test_a_chunk_that_was_dropped_is_not_taken_over(cache, opened):
     store = opened(OLDER)
     fill(store, 0, 1, 2)
@@ -236,7 +242,7 @@ def test_after_another_boot_everything_is_hashed_before_it_counts(cache, opened,
 def test_of_a_revision_that_crashed_complete_files_are_trusted_and_partial_ones_hashed(
     cache, opened
 ):
-    manifest = replace(OLDER, files=(KEPT, File("e/same", CHUNK, "e")))
+    manifest = replace(OLDER, files=(KEPT, File("d/same", CHUNK, "e")))
     store = opened(manifest)
     fill(store, 0, 1, 3)
     store.stamp(1)
@@ -266,6 +272,7 @@ def test_a_revision_that_is_there_already_is_left_as_it_is(cache, opened):
     there = opened(NEWER)
     fill(there, 0)
     there.close()
+    there.file_path(1).unlink()
     assert inherit(cache.path, NEWER) == 0
     after = opened(NEWER)
     assert list(after.held) == [0]

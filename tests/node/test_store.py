@@ -89,6 +89,30 @@ def test_after_a_crash_a_complete_file_is_trusted_and_a_partial_one_is_hashed(op
     assert list(store.suspects) == [0]
 
 
+def test_what_was_stamped_once_is_trusted_after_one_crash_after_another(opener):
+    store = opener.open()
+    write(store, 2)
+    store.stamp(2)
+    for _ in range(3):
+        opener.crash()
+        assert list(opener.open().held) == [2]
+
+
+def test_a_suspect_that_was_hashed_or_dropped_is_none_any_more(opener, monkeypatch):
+    store = opener.open()
+    for chunk in range(3):
+        write(store, chunk)
+    opener.close()
+    monkeypatch.setattr("node.store.boot_id", lambda: "another boot")
+    store = opener.open()
+    write(store, 0)
+    store.forget(1)
+    store.forget(2)
+    assert not store.suspects
+    write(store, 2)
+    assert [store.file_complete(file) for file in range(3)] == [False, True, True]
+
+
 def test_a_file_touched_between_two_runs_is_hashed_again(opener):
     store = opener.open()
     write(store, 2)

@@ -49,9 +49,18 @@ OTHER = replace(MANIFEST, files=(MANIFEST.files[0], replace(MANIFEST.files[1], e
 X_ANEW = replace(MANIFEST, files=(replace(MANIFEST.files[0], attempt=1), MANIFEST.files[1]))
 
 
-def join(*, follow: bool = False, manifest: Manifest | None = None, confirmed: bool = False):
+CHANGED = m.LeaseFailed(0, "the object has changed", True, changed=True)
+
+
+def join(
+    *,
+    follow: bool = False,
+    manifest: Manifest | None = None,
+    confirmed: bool = False,
+    origin: str = "http://o/",
+):
     known = manifest.encode() if manifest else b""
-    return m.Join("m", "http://o/", ["h:1"], known, confirmed, CHUNK, CHUNK, follow)
+    return m.Join("m", origin, ["h:1"], known, confirmed, CHUNK, CHUNK, follow)
 
 
 def announce(*held: int, wanted: int = 0):
@@ -166,6 +175,7 @@ def test_after_a_restart_holders_are_asked_for_checksums_when_their_files_are_wh
         m.Checksums([0, 1], crcs(0)),
         m.Checksums([4], crcs(0)),
         m.Sealed([2]),
+        m.LeaseFailed(4, "changed", True, changed=True),
     ],
     ids=lambda message: f"{message.TYPE} {message!r:.40}",
 )
@@ -185,12 +195,20 @@ def test_chunks_fetched_with_checksums_that_do_not_fit_change_nothing():
     assert model_status(tracked)["queued_chunks"] == 4
 
 
-@pytest.mark.parametrize("message", [m.Checksums([0], crcs(0)), m.Sealed([0])])
-def test_the_seal_is_nothing_to_speak_of_before_the_manifest_is_known(message):
+@pytest.mark.parametrize("message", [m.Checksums([0], crcs(0)), m.Sealed([0]), CHANGED])
+def test_before_the_manifest_is_known_there_is_nothing_to_seal_or_to_change(message):
     tracked = Model("m", "", 1, 0.0, Random(1))
     tracked.joined(A, join(), 0.0)
     with pytest.raises(RemoteProtocolError, match="before the manifest"):
         tracked.handle(A, message, 0.0)
+
+
+def test_what_was_fetched_counts_only_after_the_first_announce():
+    tracked = running()
+    tracked.joined(C, join(), 0.0)
+    with pytest.raises(RemoteProtocolError, match="before the first announce"):
+        tracked.handle(C, fetched(3), 0.0)
+    assert model_status(tracked)["seal"] == "pending"
 
 
 # -- a file does not match ------------------------------------------------------------------------
@@ -300,8 +318,6 @@ def test_another_file_that_does_not_match_begins_anew_beside_one_that_did_before
 
 # -- the objects changed --------------------------------------------------------------------------
 
-CHANGED = m.LeaseFailed(0, "the object has changed", True, changed=True)
-
 
 def relisting(**follow: bool) -> Model:
     """A holds a lease, and finds out that the object has changed."""
@@ -364,6 +380,8 @@ def test_the_same_listing_ends_in_the_reason_why_it_was_asked_for(manifest):
     assert sent(sends, m.Joined) == []
     assert tracked.manifest == manifest
     assert leased(tracked.handle(B, announce(wanted=1), 3.0), B), "who stays may try again"
+    tracked.handle(A, m.Listing(OTHER.encode()), 4.0)
+    assert tracked.manifest == manifest, "it was asked once, and has answered"
 
 
 def test_a_listing_that_fails_is_tried_by_the_next_follower_and_then_ends_in_the_reason():
@@ -376,6 +394,8 @@ def test_a_listing_that_fails_is_tried_by_the_next_follower_and_then_ends_in_the
     sends = tracked.handle(D, m.ListingFailed("down here too"), 3.0)
     assert sent(sends, m.ListOrigin) == []
     assert hearing(sends, m.OriginFailed(CHANGED.text)) == [A, B, C, D]
+    tracked.handle(D, m.Listing(OTHER.encode()), 4.0)
+    assert tracked.manifest == MANIFEST, "it is too late"
 
 
 def test_a_follower_that_failed_to_list_once_is_asked_again_the_next_time():
@@ -396,10 +416,28 @@ def test_the_listing_goes_on_when_its_holder_leaves_or_sleeps():
     assert sent(tracked.tick(2.0 + LISTING_S), m.ListOrigin, D)
 
 
-def test_only_the_holder_may_list_again():
+def test_only_the_holder_may_list_again_or_fail_to():
     tracked = relisting(a=True, b=True)
     assert tracked.handle(B, m.Listing(OTHER.encode()), 2.0) == []
     assert tracked.manifest == MANIFEST
+    assert tracked.handle(B, m.ListingFailed("down"), 2.0) == []
+    sends = tracked.handle(A, m.ListingFailed("down"), 3.0)
+    assert sent(sends, m.ListOrigin) == [], "b has said already that it cannot"
+    assert hearing(sends, m.OriginFailed(CHANGED.text)) == [A, B]
+
+
+def test_a_listing_that_nobody_asked_for_moves_nothing():
+    tracked = running(a=True, b=True)  # a listed at the start
+    assert tracked.handle(A, m.Listing(OTHER.encode()), 1.0) == []
+    assert tracked.manifest == MANIFEST
+
+
+def test_a_follower_that_names_no_origin_is_told_the_swarms():
+    tracked = running(a=False)
+    tracked.joined(B, join(follow=True, origin=""), 0.0)
+    assert sent(tracked.handle(A, CHANGED, 1.0), m.ListOrigin, B) == [
+        m.ListOrigin("m", MANIFEST.origin)
+    ]
 
 
 def test_a_node_that_joins_meanwhile_gets_the_revision_in_force_and_no_lease():
@@ -418,6 +456,19 @@ def test_without_a_follower_a_change_is_an_error_like_any_other():
     assert leased(tracked.handle(A, announce(wanted=1), 1.0), A) == [], "it is barred"
     sends = tracked.handle(B, m.LeaseFailed(3, "changed for b too", True, changed=True), 1.0)
     assert hearing(sends, m.OriginFailed("changed for b too")) == [A, B]
+
+
+def test_without_a_follower_a_node_that_can_fetch_nothing_is_no_help():
+    tracked = running(a=False, b=False)
+    tracked.handle(A, announce(wanted=1), 0.0)
+    assert hearing(tracked.handle(A, CHANGED, 1.0), m.OriginFailed(CHANGED.text)) == [A, B]
+
+
+def test_a_change_of_what_the_swarm_holds_already_is_nobodys_failure():
+    tracked = running(a=False, b=False)
+    tracked.handle(A, announce(wanted=1), 0.0)
+    tracked.handle(B, announce(0, 1, 2, 3), 1.0)
+    assert sent(tracked.handle(A, CHANGED, 2.0), m.OriginFailed) == []
 
 
 def test_an_error_that_is_no_change_makes_nobody_list():
