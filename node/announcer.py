@@ -49,6 +49,7 @@ class Announcer:
                 totals.peer_bytes,
                 swarm.statistics().corrupt_chunks,
                 len(swarm.suspects),
+                download.origin_requests,
             )
         )
         self._announced = bits

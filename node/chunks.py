@@ -244,6 +244,16 @@ class Sink:
         self._chunks.map.set(self.chunk, self._block, VERIFIED)
 
     @property
+    def block_left(self) -> int:
+        """Bytes of the current block that are still to come."""
+        return self._block_end - self.position
+
+    def cut(self, end: int) -> None:
+        """Another one takes the blocks from `end` on: this one is complete there."""
+        assert self._block_end <= end <= self.end, (self._block_end, end, self.end)
+        self.end = end
+
+    @property
     def complete(self) -> bool:
         """The missing range has come."""
         return self.position >= self.end

@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from node import config as configuration
+from node.limits import FIELDS, parse_limit, shown_limit
 from node.options import MAX_CONNECTIONS, MAX_WORKERS, join_options
 from node.origins.base import OriginOptions
 from p2p.errors import P2PError, UsageError, single_error
+from p2p.rates import RateLimits
 from p2p.units import format_size, parse_address, parse_size
 
 
@@ -89,13 +91,16 @@ def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, lis
         origin=origin,
         origin_options=_origin_options(options, origin),
         model=options["model"],
-        listen=parse_address(options["listen"], what="--listen"),
-        advertise=_optional(lambda t: parse_address(t, what="--advertise"), options["advertise"]),
+        listen=tuple(parse_address(text, what="--listen") for text in options["listen"]),
+        advertise=tuple(parse_address(text, what="--advertise") for text in options["advertise"]),
         http=http,
         chunk_bytes=chunk_bytes,
         block_bytes=block_bytes,
         token=configuration.read_token(options["token_file"]),
-        source_ips=configuration.read_source_ips(),
+        source_ips=configuration.read_source_ips(options["source_ip"]),
+        bind_device=options["bind_device"],
+        pin_workers=options["pin_workers"],
+        limits=RateLimits(parse_limit(options["max_upload"]), parse_limit(options["max_download"])),
         replace=options["replace"],
         follow=options["follow"],
         until_complete=options["until_complete"],
@@ -175,9 +180,40 @@ def status(cache_dir: Path | None, model_dir: Path | None, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(shown, indent=2))
         return
+    for nic in shown.pop("nics"):
+        words = [f"{way} {format_size(nic[f'{way}_bytes_s'])}/s" for way in ("in", "out")]
+        shown[f"nic {nic['source_ip']}"] = ", ".join(words)
     for key, value in shown.items():
         text = format_size(value) if key.endswith("bytes") else value
+        if key.endswith("_bytes_s"):
+            text = shown_limit(value)
         click.echo(f"{key:<18} {text}")
+
+
+@main.command()
+@click.option("--cache-dir", type=click.Path(path_type=Path), envvar="P2P_CACHE_DIR", metavar="DIR")
+@click.option("--model-dir", type=click.Path(path_type=Path), envvar="MODEL_DIR", metavar="DIR")
+@click.option("--max-upload", metavar="RATE|off", help="To all peers together.")
+@click.option("--max-download", metavar="RATE|off", help="From peers and origin together.")
+def limit(
+    cache_dir: Path | None,
+    model_dir: Path | None,
+    max_upload: str | None,
+    max_download: str | None,
+) -> None:
+    """Change the limits of a running node, at once; without --max options show them.
+
+    A RATE is written like 20mbit, 1.5gbit or 12.5MB (a second). What is not given stays as it is.
+    The node keeps a change until it ends; its next start reads its own options again.
+    """
+    from node.status import ask_node
+
+    texts = dict(zip(FIELDS, (max_upload, max_download), strict=True))
+    wanted = {name: parse_limit(text) for name, text in texts.items() if text is not None}
+    RateLimits(**wanted)  # a mistake is named before a node is asked
+    shown = ask_node(cache_dir or configuration.default_cache_dir(model_dir), "limit", **wanted)
+    for name in FIELDS:
+        click.echo(f"max-{name.partition('_')[0]:<10} {shown_limit(shown[name])}")
 
 
 @main.command()

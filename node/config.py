@@ -2,12 +2,14 @@
 
 import ipaddress
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from node.origins.base import OriginOptions
 from p2p.errors import UsageError
 from p2p.manifest import DEFAULT_BLOCK_BYTES, DEFAULT_CHUNK_BYTES
+from p2p.rates import RateLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,9 @@ class JoinConfig:
     origin_options: OriginOptions = field(default_factory=OriginOptions)
     """for `origin`; see `options_for` where another one names it"""
     model: str | None = None
-    listen: tuple[str, int] = ("127.0.0.1", 0)
-    advertise: tuple[str, int] | None = None
+    listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 0),)
+    advertise: tuple[tuple[str, int], ...] = ()
+    """empty: what is listened on; of a wildcard, all of `source_ips` with its port"""
     http: tuple[str, int] | None = None
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     block_bytes: int = DEFAULT_BLOCK_BYTES
@@ -32,7 +35,12 @@ class JoinConfig:
     connections: int = 4
     """origin requests at once, of each worker"""
     source_ips: tuple[str, ...] = ()
-    """addresses of this machine to reach the origin from, in the order given"""
+    """addresses of this machine to reach the origin and peers from, in the order given"""
+    bind_device: bool = True
+    """bind connections from `source_ips` to their interfaces too, where that is allowed"""
+    pin_workers: bool = False
+    limits: RateLimits = field(default_factory=RateLimits)
+    """of all workers together, when the node starts"""
     replace: bool = False
     follow: bool = False
     """start the new revision when the object changes at the origin"""
@@ -133,19 +141,21 @@ def with_environment(options: OriginOptions, url: str) -> OriginOptions:
     )
 
 
-def read_source_ips() -> tuple[str, ...]:
-    """The addresses in `HTTP_SOURCE_IP`, separated by commas; each once.
+def read_source_ips(given: Iterable[str] = ()) -> tuple[str, ...]:
+    """The addresses in `given`, else in `HTTP_SOURCE_IP`, separated by commas; each once.
 
     Raises:
       UsageError: one of them is not an IP address.
     """
+    texts = list(given)
+    what = "--source-ip" if texts else "HTTP_SOURCE_IP"
     found: dict[str, None] = {}
-    for part in (environment("HTTP_SOURCE_IP") or "").split(","):
+    for part in ",".join(texts or [environment("HTTP_SOURCE_IP") or ""]).split(","):
         if text := part.strip():
             try:
                 found[str(ipaddress.ip_address(text))] = None
             except ValueError as error:
-                raise UsageError(f"HTTP_SOURCE_IP: {text!r} is not an IP address") from error
+                raise UsageError(f"{what}: {text!r} is not an IP address") from error
     return tuple(found)
 
 

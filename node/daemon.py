@@ -6,21 +6,25 @@ import random
 import signal
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import trio
 
 from node import jobs
 from node.adopt import adopt_existing
+from node.allowance import Allowances
 from node.announcer import Announcer
 from node.audit import Audit
 from node.config import JoinConfig, Timeouts
 from node.delivery import Delivery
+from node.dial import Dialler
 from node.download import Download
 from node.inherit import inherit, remove_older
 from node.links import Links
 from node.metrics import NodeCollector
+from node.nics import limits_for
 from node.origins.base import Origin, default_model, open_origin
-from node.peers import Peers, address_text, bound_address, open_listeners, split_pins
+from node.peers import Peers, bound_text, split_pins
 from node.progress import show_progress
 from node.publish import ModelDir
 from node.report import Report
@@ -33,10 +37,9 @@ from node.worker import WorkerSettings
 from node.workers import WorkerPool
 from p2p import events, messages
 from p2p.errors import OriginError, P2PError, StoreError, UsageError
-from p2p.exposure import check_exposure
 from p2p.ids import NodeId, short
 from p2p.manifest import Manifest, check_sizes
-from p2p.swarm import Limits, Swarm
+from p2p.swarm import Swarm
 from p2p.units import format_size
 from p2p.web import serve_web
 
@@ -56,7 +59,7 @@ async def run(config: JoinConfig) -> int:
             code = await daemon.run()
             if not daemon.moved:
                 return code
-            past = daemon.report
+            past, config = daemon.report, replace(config, limits=daemon.pool.limits)
 
 
 class Daemon:
@@ -80,13 +83,19 @@ class Daemon:
         settings = WorkerSettings(
             connections=config.connections,
             source_ips=config.source_ips,
+            bind_device=config.bind_device,
+            pin=config.pin_workers,
             log_path=str(config.log_path or ""),
         )
-        self.pool = WorkerPool(config.workers, settings)
-        self.peers = Peers(self.node, config.token, self.timeouts)
+        self.pool = WorkerPool(config.workers, settings, config.limits)
+        self.peers = Peers(
+            self.node, config.token, self.timeouts, config.source_ips,
+            Dialler(bind_device=config.bind_device),
+        )  # fmt: skip
         self.tracker = TrackerClient(
             config.trackers, self.node, config.token, self._join, self, self.timeouts
         )
+        self.allowances = Allowances(self.pool.count, self.pool.submit, self.tracker.send)
         self.view = View(config, self.node, self.pool, self.peers, self.tracker, past)
         self.report = self.view.report
         self.manifest: Manifest | None = None
@@ -114,21 +123,12 @@ class Daemon:
           P2PError: what cannot be mended by waiting, in one line.
         """
         config = self.config
-        try:
-            listeners = await open_listeners(*config.listen)
-        except OSError as error:
-            raise P2PError(
-                f"cannot listen on {address_text(config.listen)}: {error.strerror or error}"
-            ) from error
-        bound = bound_address(listeners)
-        advertise = config.advertise or bound
-        check_exposure([bound[0], advertise[0]], config.token)
-        self.peers.advertised = [address_text(advertise)]
+        listeners = await self.peers.listen(config.listen, config.advertise)
         try:
             async with trio.open_nursery() as self.nursery:
                 await self.nursery.start(self._watch_signals)
                 await self.nursery.start(self.peers.serve, listeners)
-                await self.nursery.start(serve_status, config.cache_dir, self.view.status)
+                await self.nursery.start(serve_status, config.cache_dir, self.view.commands())
                 if config.http is not None:
                     self.view.http_at = await self.nursery.start(
                         serve_web,
@@ -137,9 +137,10 @@ class Daemon:
                         lambda: self.report.complete,
                         NodeCollector(self.view.status),
                     )
-                log.info("node=%s peers at %s", short(self.node), address_text(bound))
+                log.info("node=%s peers at %s", short(self.node), bound_text(listeners))
                 self.nursery.start_soon(self.pool.run)
                 self.nursery.start_soon(self.tracker.run)
+                self.nursery.start_soon(self.view.nics.run)
                 self.nursery.start_soon(show_progress, self.view.snapshot, config.quiet)
         finally:
             self.view.write_report()
@@ -165,6 +166,7 @@ class Daemon:
             self.config.chunk_bytes,
             self.config.block_bytes,
             self.config.follow,
+            self.origin.account if self.origin else "",
         )
 
     def _manifest_on_disk(self) -> Manifest | None:
@@ -225,16 +227,19 @@ class Daemon:
             resumed += await self._adopt(store, self.model_dir)
         swarm = Swarm(
             manifest, self.node, store.held, dict(store.suspects), dict(store.pins),
-            self.rng, Limits(origin_fetches=self._leases_at_once()),
+            self.rng, limits_for(config.connections * self.pool.count, len(config.source_ips)),
         )  # fmt: skip
-        links = Links(self.pool, self.peers.dial_data, self._feed, self.nursery)
+        links = Links(
+            self.pool, self.peers.dial_data, self.peers.pairs, self._feed, self.nursery,
+            self.pool.homes,
+        )  # fmt: skip
         self.seal = self.view.seal = NodeSeal(store, self.pool, self.tracker, self._on_file)
         self.delivery = Delivery(
             store, self.model_dir, self.seal.seal.vouches, self.timeouts.space_retry_s
         )
         self.download = self.view.download = Download(
             swarm, store, self.pool, self.peers, links, self.tracker, self.origin, self.audit,
-            self.seal, self.nursery, self._on_chunk, self._on_complete,
+            self.seal, self.allowances, self.nursery, self._on_chunk, self._on_complete,
         )  # fmt: skip
         self.download.resumed_bytes = 0 if self._replaces else resumed
         self.peers.attach(
@@ -251,12 +256,6 @@ class Daemon:
             self._tracker_found()
         self._feed(events.DeadlinePassed())
         self.nursery.start_soon(self._finish)
-
-    def _leases_at_once(self) -> int:
-        """Enough to keep the connections busy with two requests each; few, so that a swarm's nodes
-        do not spread the origin thin."""
-        sources = max(1, len(self.config.source_ips))
-        return min(max(self.config.connections * self.pool.count * sources // 2, 2), 8)
 
     async def _open_store(self, manifest: Manifest) -> ChunkStore:
         """The store of a revision, with what older ones in the cache have of it."""
@@ -301,6 +300,7 @@ class Daemon:
     def tracker_lost(self) -> None:
         """The session ended."""
         self.announcer.forget()
+        self.allowances.lost(trio.current_time())
         self._feed(events.TrackerLost())
 
     def tracker_message(self, message: messages.Message) -> None:
@@ -319,8 +319,11 @@ class Daemon:
                 self._feed(events.PeersWithdrawn(tuple(NodeId(node) for node in nodes)))
             case messages.Leases(chunks, started_at):
                 self.view.started_at = started_at or self.view.started_at
+                self.allowances.leased(message, trio.current_time())
                 if chunks:
                     self._feed(events.LeasesGranted(tuple(chunks)))
+            case messages.Allowance():
+                self.allowances.allowed(message, trio.current_time())
             case messages.PinsKnown(chunks, pins):
                 self._pins_known(chunks, pins)
             case messages.PinsWanted(chunks):

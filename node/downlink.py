@@ -10,6 +10,7 @@ import trio
 from node import jobs
 from node.chunks import ChunkMismatch, Chunks, Sink
 from node.sockets import receive_exactly, receive_into
+from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import Flag, Header, Kind
 from p2p.errors import RemoteProtocolError, StoreError, StoreFull
@@ -29,6 +30,7 @@ class Downlink:
     Args:
       report: takes what comes of each request.
       first_byte_s, stall_s: no byte for so long while something is asked: the peer is given up.
+      throttle: the host's limit, asked before each read of payload.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Downlink:
         report: Callable[[jobs.Report], None],
         first_byte_s: float,
         stall_s: float,
+        throttle: Throttle,
     ) -> None:
         self._sock = sock
         self._chunks = chunks
@@ -46,6 +49,7 @@ class Downlink:
         self._report = report
         self._first_byte_s = first_byte_s
         self._stall_s = stall_s
+        self._throttle = throttle
         self._asked: deque[jobs.AskJob] = deque()
         self._more = trio.Event()
         self._sink: Sink | None = None
@@ -152,7 +156,8 @@ class Downlink:
             raise RemoteProtocolError(f"data for bytes {header.offset} came at {sink.position}")
         left = header.length
         while left:
-            count = await receive_into(self._sock, sink.window()[:left], self._stall_s)
+            window = sink.window()[:left]
+            count = await receive_into(self._sock, window, self._stall_s, self._throttle)
             self._received.bytes += count
             left -= count
             try:

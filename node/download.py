@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import trio
 
 from node import jobs
+from node.allowance import Allowances
 from node.audit import Audit
 from node.http_get import CHANGED
 from node.links import Links
@@ -39,6 +40,7 @@ class Download:
     Args:
       audit: takes a line for each request to the origin.
       seal: takes checksums that workers computed.
+      allowances: answers workers that want to ask the origin.
       on_chunk: called with each chunk that is recorded as verified.
       on_complete: called each time the swarm becomes complete.
     """
@@ -54,6 +56,7 @@ class Download:
         origin: Origin | None,
         audit: Audit,
         seal: NodeSeal,
+        allowances: Allowances,
         nursery: trio.Nursery,
         on_chunk: Callable[[Chunk], None],
         on_complete: Callable[[], None],
@@ -72,12 +75,14 @@ class Download:
         self._changed = trio.Event()
         self._audit = audit
         self._seal = seal
+        self._allowances = allowances
         self._nursery = nursery
         self._fetch_load = [0] * pool.count
         self._fetch_worker: dict[Chunk, int] = {}
         self._fetch_jobs: dict[Chunk, jobs.FetchJob] = {}
         self.resumed_bytes = 0
         self.last_origin_error = ""
+        self.origin_requests = 0
 
     def feed(self, event: events.Event) -> None:
         """Give the swarm an event and carry out what it commands."""
@@ -98,8 +103,9 @@ class Download:
         """Take the workers' reports and watch the swarm's deadlines until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_deadlines)
-            async for _worker, report in self._pool.reports:
-                self._take(report)
+            async for worker, report in self._pool.reports:
+                if not self._allowances.take(worker, report, trio.current_time()):
+                    self._take(report)
 
     async def _watch_deadlines(self) -> None:
         while True:
@@ -227,6 +233,7 @@ class Download:
                 else:
                     self._fetch_failed(report)
             case jobs.Requested():
+                self.origin_requests += report.status == 206
                 self._audit.record(
                     unquote(report.object), report.start, report.end, report.status, report.bytes,
                     round(report.seconds * 1000), report.request_id, report.kind,
@@ -253,6 +260,8 @@ class Download:
         self._on_chunk(report.chunk)
 
     def _ask_ended(self, report: jobs.AskEnded) -> None:
+        if report.why == "failed" and self._links.again(report.request):
+            return
         self._links.ended(report.request)
         match report.why:
             case "corrupt":

@@ -5,6 +5,7 @@ the mapped file. A broken body goes on at the received offset; a range that is s
 all others is asked for once more, into memory, and whichever is whole first counts.
 """
 
+import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,14 +19,21 @@ import trio
 from node import jobs
 from node.checksums import Checksum, checksum_function
 from node.chunks import Chunks, Sink
-from node.http_get import CHANGED, Answer, Body, Wire, get, open_wire, shown
+from node.dial import Dialler
+from node.http_get import CHANGED, CONNECT_S, Answer, Body, Wire, get, open_wire, shown
 from node.nics import Source, Sources
+from node.permits import Permits
 from node.ranges import Hedges, RangeSize, Tries
+from node.spans import Memory, Span, Spans, Target
+from node.throttle import DOWNLOAD, Throttle
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
 from p2p.errors import OriginError, StoreFull
 
 IDLE_WIRES = 16
+THROTTLED = (429, 503)  # the whole cluster hears of these at once
+CONNECT_ONE_OF_SEVERAL_S = 2.0  # one lost SYN is sent again after 1 s; another NIC can do the work
+NO_WAY_OUT = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT}
 BROKEN = (OSError, trio.TooSlowError)
 
 
@@ -38,25 +46,14 @@ class Fetched:
     under_way: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class Span:
-    """One range of one chunk on its way: `kind` is the audit log's word for the next request."""
-
-    job: jobs.FetchJob
-    sink: Sink
-    offset: int
-    """of the chunk in its file"""
-    tries: Tries
-    source: Source
-    kind: str = "first"
-
-
 class Fetcher:
     """Origin fetches of one worker, with its idle connections.
 
     Args:
       connections: requests at once from each of the local addresses `source_ips` (none: the kernel
         chooses one); hedges come on top.
+      home: the address to use first.
+      throttle: the host's limit; none: there is none.
     """
 
     def __init__(
@@ -66,11 +63,20 @@ class Fetcher:
         report: Callable[[jobs.Report], None],
         connections: int = 4,
         source_ips: tuple[str, ...] = (),
+        home: str = "",
+        dialler: Dialler | None = None,
+        throttle: Throttle | None = None,
+        permits: Permits | None = None,
     ) -> None:
         self._chunks = chunks
         self._totals = totals
         self._report = report
-        self.sources = Sources(source_ips, connections)
+        self._throttle = throttle or Throttle(None, DOWNLOAD)
+        self._permits = permits or Permits(report)
+        self.sources = Sources(source_ips, connections, home)
+        self.spans = Spans(self.sources, chunks.manifest.block_bytes)
+        self._dialler = dialler or Dialler()
+        self._connect_s = CONNECT_S if len(self.sources.all) == 1 else CONNECT_ONE_OF_SEVERAL_S
         self._freed = trio.Event()
         self._idle: dict[tuple[str, str, str], list[Wire]] = {}
         self._rng = Random()  # only spreads retries
@@ -107,12 +113,16 @@ class Fetcher:
                 await self._copy(job, self._sink(job, start, end, crcs, crc))
         else:
             async with trio.open_nursery() as nursery:
+
+                def begin(start: int, end: int, kind: str = "first") -> None:
+                    sink = self._sink(job, start, end, crcs, crc)
+                    nursery.start_soon(self._span, job, sink, begin, kind)
+
                 for first, last in self._chunks.missing_spans(job.chunk):
                     for start, end in self._size.cut(
                         first, last, self._chunks.manifest.block_bytes
                     ):
-                        sink = self._sink(job, start, end, crcs, crc)
-                        nursery.start_soon(self._span, job, sink)
+                        begin(start, end)
         digests = self._chunks.digests(job.chunk)
         checksum = self._checksum(job, crcs, crc) if crc else b""
         self._report(jobs.Got(job.chunk, "origin", 0, chunk_pin(digests), digests, checksum))
@@ -133,7 +143,9 @@ class Fetcher:
 
     # -- one range --------------------------------------------------------------------------------
 
-    async def _span(self, job: jobs.FetchJob, sink: Sink) -> None:
+    async def _span(
+        self, job: jobs.FetchJob, sink: Sink, begin: Callable[[int, int, str], None], kind: str
+    ) -> None:
         """Ask until the range is whole.
 
         Raises:
@@ -141,19 +153,26 @@ class Fetcher:
           OSError, trio.TooSlowError: no answer came.
         """
         offset = self._chunks.manifest.extent(job.chunk).offset
-        span = Span(job, sink, offset, Tries(self._rng), self.sources.all[0])
+        span = Span(job, sink, offset, Tries(self._rng), self.sources.all[0], begin, kind)
+        self.spans.all[span] = None
         try:
             while not sink.complete:
                 before, answer, wait_s = sink.position, Answer(), 0.0
                 try:
-                    async with self._slot() as span.source:
-                        await self._hedged(span, answer)
+                    async with (
+                        self._slot() as span.source,
+                        self._permits.request(job.chunk, sink, answer),
+                    ):
+                        with trio.CancelScope() as span.request:
+                            await self._hedged(span, answer)
                 except* (OSError, trio.TooSlowError, OriginError) as group:
                     wait_s = self._decide(span, before, answer, _first(group))
+                span.request = None
                 if not sink.complete:
                     await trio.sleep(wait_s)
                 span.kind = "resume" if sink.position > sink.start else "retry"
         finally:
+            del self.spans.all[span]
             self._totals.duplicate_bytes += sink.duplicate_bytes
             sink.close()
 
@@ -167,7 +186,7 @@ class Fetcher:
         try:
             yield source
         finally:
-            self.sources.release(source)
+            self.sources.release(source, trio.current_time())
             self._freed.set()
             self._freed = trio.Event()
 
@@ -193,15 +212,15 @@ class Fetcher:
     async def _hedged(self, span: Span, answer: Answer) -> None:
         """One request, and a second one if it is slow."""
         slow_s = self._hedges.started()
-        if slow_s == inf:
-            await self._request(span, span.sink, span.kind, answer)
+        if slow_s == inf or self._throttle.pacer is not None:  # then we are slow, not the origin
+            await self._request(span, span.sink, span.kind, answer, span.source)
             return
         stopped, original = trio.Event(), trio.CancelScope()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hedge, span, slow_s, original, stopped)
             try:
                 with original:
-                    await self._request(span, span.sink, span.kind, answer)
+                    await self._request(span, span.sink, span.kind, answer, span.source)
             finally:
                 stopped.set()
             if not original.cancelled_caught:
@@ -213,12 +232,16 @@ class Fetcher:
         """Wait until the request is slow; then get the rest into memory, and take it from there."""
         await trio.sleep(slow_s)
         sink = span.sink
-        if sink.complete or not self._hedges.allowed():
+        size = sink.end - sink.position
+        if not size or not self._hedges.allowed():
+            return
+        if not await self._permits.ask(span.job.chunk, size, spare=True) or sink.complete:
             return
         spare = Memory(sink.position, sink.end)
+        source = self.sources.best(trio.current_time(), but=span.source) or span.source
         wasted = True
         try:
-            await self._request(span, spare, "hedge", Answer())
+            await self._request(span, spare, "hedge", Answer(), source)
             original.cancel()
             await stopped.wait()
             self._totals.duplicate_bytes += sink.position - spare.start
@@ -231,72 +254,85 @@ class Fetcher:
         self._pour(spare.data[sink.position - spare.start :], sink)
 
     def _pour(self, data: memoryview, sink: Sink) -> None:
-        while data:
+        while data and not sink.complete:  # it may have been cut
             window = sink.window()
             count = min(len(data), len(window))
             window[:count] = data[:count]
             data = data[count:]
             self._advance(sink, count)
 
-    async def _request(self, span: Span, target: "Target", kind: str, answer: Answer) -> None:
+    async def _request(
+        self, span: Span, target: Target, kind: str, answer: Answer, source: Source
+    ) -> None:
         """One request for the rest of `target`; every byte that comes is counted.
 
         Raises:
           OriginError, OSError, trio.TooSlowError
         """
-        begin, start = trio.current_time(), target.position
+        begin, start, end = trio.current_time(), target.position, target.end
         try:
-            await self._attempt(span, target, answer)
+            await self._attempt(span, target, answer, source)
             if kind == "first":
                 seconds = trio.current_time() - begin
                 self._hedges.completed(seconds)
                 self._size.completed(target.end - start, seconds)
+        except OriginError as error:
+            if error.status in THROTTLED:
+                hint_s = min(error.retry_after_s or 0.0, 3600.0)
+                self._report(jobs.Throttled(error.status, hint_s, error.code))
+            raise
         finally:
             if answer.sent:
                 self._report(
                     jobs.Requested(
                         span.job.object or shown(span.job.url),
-                        span.offset + start, span.offset + target.end, answer.status,
+                        span.offset + start, span.offset + end, answer.status,
                         target.position - start, trio.current_time() - begin,
                         answer.request_id, kind,
                     )
                 )  # fmt: skip
 
-    async def _attempt(self, span: Span, target: "Target", answer: Answer) -> None:
+    async def _attempt(self, span: Span, target: Target, answer: Answer, source: Source) -> None:
         job, offset, stall_s = span.job, span.offset, span.tries.stall_s
         while True:
-            wire, fresh = await self._wire(job.url, span.source)
+            wire, fresh = await self._wire(job.url, source)
             start, end = offset + target.position, offset + target.end
             try:
                 body = await get(wire, job, start, end, stall_s, answer)
-                await self._body(wire, body, target, stall_s)
-                wire.reusable = body.keep_alive
+                await self._body(wire, body, target, stall_s, source)
+                wire.reusable = body.keep_alive and offset + target.end == end
                 return
-            except OSError:
+            except OSError as error:
+                if error.errno in NO_WAY_OUT:
+                    self.sources.failed(source, trio.current_time())
                 if fresh or answer.had_head:
                     raise  # else it was an idle connection that the server had closed
             except trio.TooSlowError:
-                self.sources.failed(span.source, trio.current_time())
+                self.sources.failed(source, trio.current_time())
                 raise
             finally:
-                if answer.had_head:
-                    self.sources.worked(span.source, target.position - (start - offset))
                 self._release(job.url, wire)
 
-    async def _body(self, wire: Wire, body: Body, target: "Target", stall_s: float) -> None:
+    async def _body(
+        self, wire: Wire, body: Body, target: Target, stall_s: float, source: Source
+    ) -> None:
         """One response's body into the target."""
+        await self._throttle.pay(len(body.first))
         first = memoryview(body.first)
-        while first:
+        while first and not target.complete:
             window = target.window()
             count = min(len(first), len(window))
             window[:count] = first[:count]
             first = first[count:]
+            source.came(count)
             self._took(target, count)
         while not target.complete:
-            if self._took(target, await wire.receive(target.window(), stall_s)):
+            count = await wire.receive(target.window(), stall_s, self._throttle)
+            source.came(count)
+            if self._took(target, count):
                 await trio.lowlevel.checkpoint()
 
-    def _took(self, target: "Target", count: int) -> bool:
+    def _took(self, target: Target, count: int) -> bool:
         self._totals.bytes += count
         if isinstance(target, Sink):
             return self._advance(target, count)
@@ -311,7 +347,7 @@ class Fetcher:
         if idle:
             return idle.pop(), False
         try:
-            return await open_wire(url, source.ip), True
+            return await open_wire(url, source.ip, self._dialler, self._connect_s), True
         except BROKEN:
             self.sources.failed(source, trio.current_time())
             raise
@@ -337,7 +373,10 @@ class Fetcher:
         try:
             self._check_file(job, descriptor)
             while not sink.complete:
-                count = os.preadv(descriptor, [sink.window()], offset + sink.position)
+                window = sink.window()
+                if job.object and self._throttle.pacer is not None:  # not what is adopted in place
+                    window = window[: await self._throttle.take(len(window))]
+                count = os.preadv(descriptor, [window], offset + sink.position)
                 if not count:
                     raise OriginError(f"{shown(job.url)}: the file is shorter now", fatal=True)
                 self._took(sink, count)
@@ -359,31 +398,6 @@ class Fetcher:
         for wires in self._idle.values():
             for wire in wires:
                 wire.close()
-
-
-class Memory:
-    """A hedge's bytes: they count only when all have come."""
-
-    def __init__(self, start: int, end: int) -> None:
-        self.start, self.position, self.end = start, start, end
-        self.data = memoryview(bytearray(end - start))
-
-    @property
-    def complete(self) -> bool:
-        """All have come."""
-        return self.position >= self.end
-
-    def window(self) -> memoryview:
-        """Where the next bytes go."""
-        return self.data[self.position - self.start :][: 1 << 20]
-
-    def advance(self, count: int) -> bool:
-        """`count` bytes are there; true now and then, when the task should let others work."""
-        self.position += count
-        return True
-
-
-Target = Sink | Memory
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -16,7 +16,9 @@ import h11
 import trio
 
 from node import jobs
+from node.dial import Dialler
 from node.sockets import EndOfStream, receive_into, send_all, wait_low_water
+from node.throttle import Throttle
 from node.tls import tls_context
 from p2p.errors import OriginError
 
@@ -74,15 +76,19 @@ class Wire:
         else:
             await send_all(self._sock, data, SEND_S)
 
-    async def receive(self, view: memoryview, stall_s: float) -> int:
+    async def receive(
+        self, view: memoryview, stall_s: float, throttle: Throttle | None = None
+    ) -> int:
         """At least one byte; raises EndOfStream, OSError, trio.TooSlowError."""
         if self._tls is None:
-            return await receive_into(self._sock, view, stall_s)
+            return await receive_into(self._sock, view, stall_s, throttle)
         with trio.fail_after(stall_s), _broken_as_os_error():
             data = await self._tls.receive_some(len(view))
         if not data:
             raise EndOfStream
         view[: len(data)] = data
+        if throttle is not None and throttle.pacer is not None:
+            await throttle.pay(len(data))  # nobody knows before how much a record brings
         return len(data)
 
     async def receive_head(self, stall_s: float) -> bytes:
@@ -101,7 +107,9 @@ class Wire:
         self._sock.close()
 
 
-async def open_wire(url: str, source_ip: str = "") -> Wire:
+async def open_wire(
+    url: str, source_ip: str = "", dialler: Dialler | None = None, connect_s: float = CONNECT_S
+) -> Wire:
     """Connect to the host of a URL, from a local address if one is named.
 
     Raises:
@@ -109,16 +117,13 @@ async def open_wire(url: str, source_ip: str = "") -> Wire:
     """
     parts = urlsplit(url)
     host, tls = parts.hostname or "", parts.scheme == "https"
-    with trio.fail_after(CONNECT_S):
-        port = parts.port or (443 if tls else 80)
-        stream = await trio.open_tcp_stream(host, port, local_address=source_ip or None)
-        if tls:
-            secure = trio.SSLStream(
-                stream, tls_context(), server_hostname=host, https_compatible=True
-            )
-            with _broken_as_os_error():
-                await secure.do_handshake()
-            return Wire(stream.socket, secure, source_ip)  # type: ignore[arg-type]
+    port = parts.port or (443 if tls else 80)
+    stream = await (dialler or Dialler()).connect(host, port, source_ip, connect_s)
+    if tls:
+        secure = trio.SSLStream(stream, tls_context(), server_hostname=host, https_compatible=True)
+        with trio.fail_after(CONNECT_S), _broken_as_os_error():
+            await secure.do_handshake()
+        return Wire(stream.socket, secure, source_ip)  # type: ignore[arg-type]
     plain = socket.socket(fileno=stream.socket.detach())
     plain.setblocking(False)
     return Wire(plain, None, source_ip)

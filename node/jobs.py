@@ -6,7 +6,7 @@ socket over carries its descriptor as SCM_RIGHTS. Both ends are ours and of one 
 no negotiation here.
 """
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 
 import msgpack
 
@@ -97,6 +97,32 @@ class ChecksumJob:
 
 
 @dataclass(frozen=True, slots=True)
+class SetLimits:
+    """From now on all workers together move at most so many payload bytes a second; None: all they
+    can. May come before `OpenModel`."""
+
+    upload_bytes_s: int | None
+    download_bytes_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetBudget:
+    """From now on requests to the origin need leave (`AllowanceWanted`)."""
+
+    limited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The answer to `AllowanceWanted` of that number: `bytes` after `wait_s`, or not at all."""
+
+    number: int
+    bytes: int
+    granted: bool
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Finish: close all connections and exit."""
 
@@ -111,6 +137,9 @@ Job = (
     | FetchJob
     | RehashJob
     | ChecksumJob
+    | SetLimits
+    | SetBudget
+    | Allowed
     | Stop
 )
 
@@ -175,6 +204,33 @@ class FetchEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class AllowanceWanted:
+    """A request for `bytes` of `chunk` is about to be sent. `spare`: only if nobody waits."""
+
+    number: int
+    chunk: int
+    bytes: int
+    spare: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """So much was allowed, and not used."""
+
+    bytes: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """The origin refused a request with 429 or 503: its hint (0: none) and its own word."""
+
+    status: int
+    retry_after_s: float
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
 class Requested:
     """One request to the origin has ended: bytes `start` to `end` (not included) of `object`.
 
@@ -230,6 +286,8 @@ class Figures:
     cpu_s: float
     fetching: list[list[int]]
     """[chunk, bytes received so far] of each origin fetch under way"""
+    nics: dict[str, list[int]] = field(default_factory=dict)
+    """source address: payload bytes in and out"""
 
 
 Report = (
@@ -238,6 +296,9 @@ Report = (
     | Got
     | AskEnded
     | FetchEnded
+    | AllowanceWanted
+    | Unused
+    | Throttled
     | Requested
     | Damaged
     | Checksummed

@@ -1,18 +1,21 @@
 """Data connections: dialled and authenticated here, then handed over to a data worker.
 
 The cluster token and the handshake stay in the control process; a worker gets a socket on which
-the next byte is a data frame. One downlink a peer, opened at the first request.
+the next byte is a data frame. A peer gets its first downlink at the first request, and more, up to
+one for each NIC of the side that has more of them, when the ones there are have work.
 """
 
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
 
+from node.dial import local_ip
 from node.jobs import AddDownlink, AddUplink, AskJob, CancelJob, CloseLinks
+from node.pairs import Pair, Pairs
 from node.workers import WorkerPool
 from p2p.errors import ProtocolError
 from p2p.events import Ask, AskFailed, Event
@@ -20,17 +23,33 @@ from p2p.ids import NodeId, short
 
 log = logging.getLogger(__name__)
 
-Dial = Callable[[NodeId], Awaitable[trio.SocketStream]]
+Dial = Callable[[NodeId, Pair], Awaitable[trio.SocketStream]]
+FAILURES = (OSError, ProtocolError, trio.BrokenResourceError, trio.TooSlowError)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Downlink:
     """A data connection that we dialled, or are dialling."""
 
     link: int
     worker: int
+    peer: NodeId
+    pair: Pair
     ready: bool = False
+    failing: bool = False
+    """a request on it failed: it gets no more until another one succeeds"""
     waiting: list[Ask] = field(default_factory=list)
+    asked: int = 0
+    """requests under way"""
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request under way: `once_more` says that it may go to another connection if this fails."""
+
+    ask: Ask
+    down: Downlink
+    once_more: bool = True
 
 
 def detach(stream: trio.SocketStream) -> socket.socket:
@@ -48,58 +67,92 @@ class Links:
     Args:
       dial: opens an authenticated data connection to a peer; raises OSError, ProtocolError or
         trio's errors.
+      pairs: the pairs of addresses between us and a peer.
       feed: takes events for the swarm.
+      homes: workers that are pinned near a local address: they get its connections.
     """
 
     def __init__(
-        self, pool: WorkerPool, dial: Dial, feed: Callable[[Event], None], nursery: trio.Nursery
+        self,
+        pool: WorkerPool,
+        dial: Dial,
+        pairs: Callable[[NodeId], Pairs],
+        feed: Callable[[Event], None],
+        nursery: trio.Nursery,
+        homes: Mapping[str, int] | None = None,
     ) -> None:
         self._pool = pool
         self._dial = dial
+        self._pairs = pairs
         self._feed = feed
         self._nursery = nursery
+        self._homes = homes or {}
         self._next_link = 1
         self._load = [0] * pool.count
         self._workers: dict[int, int] = {}
-        self._down: dict[NodeId, Downlink] = {}
-        self._asked: dict[int, int] = {}
+        self._down: dict[NodeId, dict[int, Downlink]] = {}
+        self._asked: dict[int, Asked] = {}
 
-    def _new_link(self) -> tuple[int, int]:
+    def _new_link(self, ip: str) -> tuple[int, int]:
         link, self._next_link = self._next_link, self._next_link + 1
-        worker = min(range(len(self._load)), key=lambda index: (self._load[index], index))
+        worker = self._homes.get(ip)
+        if worker is None:
+            worker = min(range(len(self._load)), key=lambda index: (self._load[index], index))
         self._load[worker] += 1
         self._workers[link] = worker
         return link, worker
 
     def accept(self, peer: NodeId, stream: trio.SocketStream) -> None:
         """A peer dialled a data connection to us: let a worker serve it."""
-        link, worker = self._new_link()
-        self._pool.submit(worker, AddUplink(link, peer), detach(stream))
+        plain = detach(stream)
+        link, worker = self._new_link(local_ip(plain))
+        self._pool.submit(worker, AddUplink(link, peer), plain)
 
     def ask(self, ask: Ask) -> None:
-        """Send a request to a peer, dialling first if need be."""
-        down = self._down.get(ask.peer)
+        """Send a request to a peer on its least loaded connection, dialling one if need be."""
+        links = self._down.setdefault(ask.peer, {})
+        down = self._least(ask.peer)
+        if down is None or down.asked:
+            # an ask that a ready connection can take does not wait for a new one
+            opened = self._open_more(ask.peer)
+            dialled = [one for one in links.values() if not one.ready]
+            down = down or opened or min(dialled, key=lambda d: len(d.waiting), default=None)
         if down is None:
-            link, worker = self._new_link()
-            down = self._down[ask.peer] = Downlink(link, worker)
-            self._nursery.start_soon(self._open, ask.peer, down)
-        if down.ready:
+            self._feed(AskFailed(ask.request, "the peer has no address"))
+        elif down.ready:
             self._send(down, ask)
         else:
             down.waiting.append(ask)
 
-    def _send(self, down: Downlink, ask: Ask) -> None:
-        self._asked[ask.request] = down.worker
+    def _least(self, peer: NodeId, but: Downlink | None = None) -> Downlink | None:
+        able = [one for one in self._down.get(peer, {}).values() if one.ready and one is not but]
+        return min(able, key=lambda one: (one.failing, one.asked), default=None)
+
+    def _open_more(self, peer: NodeId) -> Downlink | None:
+        links = self._down[peer]
+        pairs = self._pairs(peer)
+        pair = pairs.pick([one.pair for one in links.values()], trio.current_time())
+        if pair is None:
+            return None
+        link, worker = self._new_link(pair[0])
+        down = links[link] = Downlink(link, worker, peer, pair)
+        self._nursery.start_soon(self._open, down)
+        return down
+
+    def _send(self, down: Downlink, ask: Ask, *, once_more: bool = True) -> None:
+        self._asked[ask.request] = Asked(ask, down, once_more)
+        down.asked += 1
         self._pool.submit(down.worker, AskJob(ask.request, down.link, ask.chunk, ask.pin))
 
-    async def _open(self, peer: NodeId, down: Downlink) -> None:
+    async def _open(self, down: Downlink) -> None:
+        peer = down.peer
         try:
-            stream = await self._dial(peer)
-        except (OSError, ProtocolError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("no data connection peer=%s error=%s", short(peer), error)
+            stream = await self._dial(peer, down.pair)
+        except FAILURES as error:
+            log.debug("no data connection peer=%s pair=%s error=%s", short(peer), down.pair, error)
+            down.failing = True
             self.closed(down.link, peer)
-            for ask in down.waiting:
-                self._feed(AskFailed(ask.request, f"no data connection: {error}"))
+            self._find_another(down, f"no data connection: {error}")
             return
         self._pool.submit(down.worker, AddDownlink(down.link, peer), detach(stream))
         down.ready = True
@@ -107,28 +160,68 @@ class Links:
             self._send(down, ask)
         down.waiting.clear()
 
+    def _find_another(self, down: Downlink, text: str) -> None:
+        """A connection could not be made: what waits for it goes elsewhere, or fails."""
+        now, pairs = trio.current_time(), self._pairs(down.peer)
+        other = self._least(down.peer)
+        untried = any(pairs.usable(pair, now) for pair in pairs.all)
+        for ask in down.waiting:
+            if other is not None:
+                self._send(other, ask)
+            elif untried:
+                self.ask(ask)
+            else:
+                self._feed(AskFailed(ask.request, text))
+        down.waiting.clear()
+
     def cancel(self, request: int, peer: NodeId) -> None:
         """Nobody waits for this request any more."""
-        down = self._down.get(peer)
-        waiting = [ask for ask in down.waiting if ask.request == request] if down else []
-        if down and waiting:
-            down.waiting.remove(waiting[0])
-            self._feed(AskFailed(request, "cancelled"))
-        elif (worker := self._asked.get(request)) is not None:
-            self._pool.submit(worker, CancelJob(request))
+        for down in self._down.get(peer, {}).values():
+            for ask in down.waiting:
+                if ask.request == request:
+                    down.waiting.remove(ask)
+                    self._feed(AskFailed(request, "cancelled"))
+                    return
+        if (asked := self._asked.get(request)) is not None:
+            asked.once_more = False
+            self._pool.submit(asked.down.worker, CancelJob(request))
 
     def ended(self, request: int) -> None:
         """A request was answered."""
-        self._asked.pop(request, None)
+        asked = self._asked.pop(request, None)
+        if asked is not None:
+            asked.down.asked -= 1
+            asked.down.failing = False
+            self._pairs(asked.down.peer).worked(asked.down.pair)
+
+    def again(self, request: int) -> bool:
+        """A request failed with its connection: send it on another one to the same peer, once.
+
+        Returns:
+          False: there is no other, or it was tried.
+        """
+        asked = self._asked.pop(request, None)
+        if asked is None:
+            return False
+        asked.down.asked -= 1
+        asked.down.failing = True
+        other = self._least(asked.down.peer, but=asked.down)
+        if other is None or other.failing or not asked.once_more:
+            return False
+        self._send(other, asked.ask, once_more=False)
+        return True
 
     def closed(self, link: int, peer: NodeId) -> None:
         """A data connection ended."""
         worker = self._workers.pop(link, None)
         if worker is not None:
             self._load[worker] -= 1
-        down = self._down.get(peer)
-        if down is not None and down.link == link:
-            del self._down[peer]
+        links = self._down.get(peer, {})
+        down = links.pop(link, None)
+        if down is not None and down.failing:
+            self._pairs(peer).failed(down.pair, trio.current_time())
+        if not links:
+            self._down.pop(peer, None)
 
     def close_peer(self, peer: NodeId) -> None:
         """Close all data connections with a peer."""

@@ -1,6 +1,7 @@
 """This node's metrics, made from its status at the moment of the scrape."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -23,9 +24,32 @@ class NodeCollector(Collector):
         transferred.add_metric(["peer", "in"], status["peer_bytes"])
         transferred.add_metric(["peer", "out"], status["served_bytes"])
         yield transferred
+        nics = CounterMetricFamily(
+            "p2p_nic_bytes",
+            "Payload bytes moved by source address.",
+            labels=["source_ip", "direction"],
+        )
+        rates = GaugeMetricFamily(
+            "p2p_nic_bytes_per_second",
+            "Payload rate by source address, over about a second.",
+            labels=["source_ip", "direction"],
+        )
+        for nic in status["nics"]:
+            for direction in ("in", "out"):
+                labels = [nic["source_ip"], direction]
+                nics.add_metric(labels, nic[f"{direction}_bytes"])
+                rates.add_metric(labels, nic[f"{direction}_bytes_s"])
+        yield nics
+        yield rates
         yield CounterMetricFamily(
             "p2p_corrupt_chunks", "Chunks refused or dropped.", value=status["corrupt_chunks"]
         )
+        limits = GaugeMetricFamily(
+            "p2p_limit_bytes_per_second", "Limits in force; +Inf: none.", labels=["direction"]
+        )
+        for direction, key in (("in", "max_download_bytes_s"), ("out", "max_upload_bytes_s")):
+            limits.add_metric([direction], inf if status[key] is None else status[key])
+        yield limits
         for name, key, text in (
             ("p2p_peers", "peers", "Control sessions with peers."),
             ("p2p_model_bytes", "bytes", "Size of the model."),

@@ -21,9 +21,20 @@ _SWARM = (
     ),
     click.option("--model", metavar="NAME", help="The model's name [default: from the origin]."),
     click.option(
-        "--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="For peers."
+        "--listen",
+        multiple=True,
+        default=["127.0.0.1:0"],
+        show_default=True,
+        metavar="HOST:PORT",
+        help="For peers. May be repeated.",
     ),
-    click.option("--advertise", metavar="HOST:PORT", help="What peers are told to dial."),
+    click.option(
+        "--advertise",
+        multiple=True,
+        metavar="HOST:PORT",
+        help="What peers are told to dial; may be repeated [default: what is listened on; of "
+        "0.0.0.0 the source addresses].",
+    ),
     click.option(
         "--token-file",
         type=_FILE,
@@ -81,6 +92,27 @@ _ORIGIN = (
     ),
 )
 
+_NICS = (
+    click.option(
+        "--source-ip",
+        multiple=True,
+        metavar="IP[,IP]",
+        help="Local addresses, one of each NIC: to the origin and to peers all of them are used. "
+        "May be repeated [default: HTTP_SOURCE_IP].",
+    ),
+    click.option(
+        "--bind-device/--no-bind-device",
+        default=True,
+        help="Bind connections from source addresses to their interfaces too, where that is "
+        "allowed [default: yes].",
+    ),
+    click.option(
+        "--pin-workers",
+        is_flag=True,
+        help="Keep each worker on the cores near one source address's NIC (NUMA).",
+    ),
+)
+
 _FILES = (
     click.option(
         "--model-dir",
@@ -112,6 +144,20 @@ _RUN = (
         metavar="N",
         help="Data workers; 0 moves bytes inside the control process "
         "[default: the connector's vcpus, at most the cores; then 1].",
+    ),
+    click.option(
+        "--max-upload",
+        default="off",
+        show_default=True,
+        metavar="RATE|off",
+        help="To all peers together, like 20mbit or 2.5MB; see `p2p-node limit`.",
+    ),
+    click.option(
+        "--max-download",
+        default="off",
+        show_default=True,
+        metavar="RATE|off",
+        help="From peers and origin together.",
     ),
     click.option(
         "--until-complete", is_flag=True, help="Exit 0 when everything is complete and verified."
@@ -159,6 +205,6 @@ _SEEN = (
 
 def join_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Declare all options of `join`, in the order in which `--help` shows them."""
-    for option in reversed((*_SWARM, *_ORIGIN, *_FILES, *_RUN, *_SEEN)):
+    for option in reversed((*_SWARM, *_ORIGIN, *_NICS, *_FILES, *_RUN, *_SEEN)):
         command = option(command)
     return command

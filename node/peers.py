@@ -6,15 +6,19 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from ipaddress import ip_address
 
 import trio
 
 from node.config import Timeouts
+from node.dial import Dialler
 from node.links import Links
+from node.pairs import Pair, Pairs
 from p2p import connection, events, messages
 from p2p.connection import FrameStream
 from p2p.digest import DIGEST_BYTES
-from p2p.errors import ProtocolError, Refused, RemoteProtocolError
+from p2p.errors import P2PError, ProtocolError, Refused, RemoteProtocolError
+from p2p.exposure import check_exposure
 from p2p.handshake import NONCE_BYTES
 from p2p.ids import Chunk, ManifestId, NodeId, short
 from p2p.messages import VERSION_HIGHEST, VERSION_LOWEST, Hello, Message
@@ -23,6 +27,7 @@ from p2p.units import format_address, parse_address
 
 log = logging.getLogger(__name__)
 
+MAX_ADDRESSES = 16  # of one node: the field's limit
 HANDSHAKES_AT_ONCE = 256  # connections nobody has vouched for yet
 
 FAILURES = (
@@ -69,8 +74,7 @@ class Peers:
     """All control sessions of this node.
 
     Args:
-      bitfield: gives what this node holds now, in wire form.
-      feed: takes events for the swarm.
+      source_ips: addresses of ours to dial from; none: the kernel chooses.
     """
 
     def __init__(
@@ -78,7 +82,11 @@ class Peers:
         node: NodeId,
         token: bytes,
         timeouts: Timeouts,
+        source_ips: tuple[str, ...] = (),
+        dialler: Dialler | None = None,
     ) -> None:
+        self._source_ips = source_ips
+        self._dialler = dialler or Dialler()
         self._node = node
         self._token = token
         self._timeouts = timeouts
@@ -90,10 +98,32 @@ class Peers:
         self._outboxes: dict[NodeId, Outbox] = {}
         self._scopes: dict[NodeId, trio.CancelScope] = {}
         self._unready: dict[NodeId, None] = {}
-        self._addresses: dict[NodeId, tuple[str, ...]] = {}
+        self._addresses: dict[NodeId, tuple[tuple[str, ...], Pairs]] = {}
         self._nursery: trio.Nursery | None = None
         self.links: Links | None = None
         self.advertised: list[str] = []
+
+    async def listen(
+        self, listen: Iterable[tuple[str, int]], advertise: Iterable[tuple[str, int]]
+    ) -> list[trio.SocketListener]:
+        """Listen for peers, and decide what they are told to dial.
+
+        Raises:
+          P2PError: an address is in use or not ours.
+          UsageError: an address is not loopback, and there is no token.
+        """
+        found: list[trio.SocketListener] = []
+        for host, port in listen:
+            try:
+                found += await trio.open_tcp_listeners(port, host=host, backlog=1024)
+            except OSError as error:
+                text = error.strerror or str(error)
+                raise P2PError(f"cannot listen on {format_address(host, port)}: {text}") from error
+        bound = [listener.socket.getsockname()[:2] for listener in found]
+        advertised = to_advertise(advertise, bound, self._source_ips)
+        check_exposure([host for host, _ in (*bound, *advertised)], self._token)
+        self.advertised = [format_address(*address) for address in advertised]
+        return found
 
     def attach(
         self,
@@ -103,7 +133,12 @@ class Peers:
         feed: Callable[[events.Event], None],
         links: Links,
     ) -> None:
-        """The manifest is known: from here on peers are let in."""
+        """The manifest is known: from here on peers are let in.
+
+        Args:
+          bitfield: gives what this node holds now, in wire form.
+          feed: takes events for the swarm.
+        """
         self._manifest_id, self._chunk_count = manifest_id, chunk_count
         self._bitfield, self._feed, self.links = bitfield, feed, links
 
@@ -143,7 +178,7 @@ class Peers:
                 assert self.links is not None
                 self.links.accept(peer, stream)
                 return
-            self._addresses[peer] = tuple(hello.addresses)
+            self._know(peer, tuple(hello.addresses))
             await self._session(peer, frames)
         except FAILURES as error:
             level = logging.WARNING if isinstance(error, ProtocolError) else logging.DEBUG
@@ -152,44 +187,56 @@ class Peers:
             log.log(level, "connection refused from=%s error=%s", name, error)
             await frames.aclose()
 
-    async def _dial(self, peer: NodeId, role: str) -> FrameStream:
-        """Dial each address of a peer in turn and shake hands.
+    def _know(self, peer: NodeId, addresses: tuple[str, ...]) -> None:
+        """Keep a peer's addresses, and what is known of their pairs while they stay the same."""
+        if self._addresses.get(peer, (None,))[0] != addresses:
+            self._addresses[peer] = addresses, Pairs.between(self._source_ips, addresses)
 
-        Raises:
-          one of FAILURES, of the last address
-        """
+    def pairs(self, peer: NodeId) -> Pairs:
+        """The pairs of our addresses and a peer's."""
+        known = self._addresses.get(peer)
+        return known[1] if known else Pairs([])
+
+    async def _dial(self, peer: NodeId, role: str, pair: Pair) -> FrameStream:
+        """Dial a peer and shake hands; raises one of FAILURES."""
+        source_ip, address = pair
+        host, port = parse_address(address)
+        stream = await self._dialler.connect(host, port, source_ip, self._timeouts.connect_s)
+        frames = FrameStream(stream)
+        try:
+            hello = await connection.dial(frames, self._token, self._hello(role))
+            if hello.node != peer:
+                raise Refused("role", f"another node answers at {address}")
+        except BaseException:
+            await frames.aclose()
+            raise
+        return frames
+
+    async def _dial_any(self, peer: NodeId) -> FrameStream:
+        """A control session on the first pair that works; raises one of FAILURES, of the last."""
         failure: BaseException = OSError("the peer has no address")
-        for address in self._addresses.get(peer, ()):
-            host, port = parse_address(address)
+        pairs = self.pairs(peer)
+        for pair in pairs.tries(trio.current_time()):
             try:
-                with trio.fail_after(self._timeouts.connect_s):
-                    stream = await trio.open_tcp_stream(host, port)
-                frames = FrameStream(stream)
-                try:
-                    hello = await connection.dial(frames, self._token, self._hello(role))
-                    if hello.node != peer:
-                        raise Refused("role", f"another node answers at {address}")
-                except BaseException:
-                    await frames.aclose()
-                    raise
-                return frames
+                return await self._dial(peer, "control", pair)
             except FAILURES as error:
                 failure = error
+                pairs.failed(pair, trio.current_time())
         raise failure
 
-    async def dial_data(self, peer: NodeId) -> trio.SocketStream:
+    async def dial_data(self, peer: NodeId, pair: Pair) -> trio.SocketStream:
         """An authenticated data connection to a peer; raises one of FAILURES."""
-        return (await self._dial(peer, "data")).stream
+        return (await self._dial(peer, "data", pair)).stream
 
     def connect(self, peer: NodeId, addresses: tuple[str, ...]) -> None:
         """Make a control session; PeerReady or PeerLost follows."""
         assert self._nursery is not None
-        self._addresses[peer] = addresses
+        self._know(peer, addresses)
         self._nursery.start_soon(self._connect, peer)
 
     async def _connect(self, peer: NodeId) -> None:
         try:
-            frames = await self._dial(peer, "control")
+            frames = await self._dial_any(peer)
         except FAILURES as error:
             log.debug("no session peer=%s error=%s", short(peer), error)
             self._feed(events.PeerLost(peer))
@@ -289,21 +336,24 @@ class Peers:
             self.send(peer, messages.Bye())
 
 
-async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
-    """Listen for peers.
+def to_advertise(
+    given: Iterable[tuple[str, int]],
+    bound: Iterable[tuple[str, int]],
+    source_ips: Iterable[str],
+) -> list[tuple[str, int]]:
+    """What peers are told to dial: what was given, else what is listened on.
 
-    Raises:
-      OSError: the address is in use or not ours.
+    Of a wildcard the source addresses of its family are told, if there are any.
     """
-    return await trio.open_tcp_listeners(port, host=host, backlog=1024)
+    found = list(given)
+    if not found:
+        for host, port in bound:
+            wild = ip_address(host).is_unspecified
+            same = [ip for ip in source_ips if (":" in ip) == (":" in host)]
+            found += [(ip, port) for ip in same] if wild and same else [(host, port)]
+    return list(dict.fromkeys(found))[:MAX_ADDRESSES]
 
 
-def bound_address(listeners: list[trio.SocketListener]) -> tuple[str, int]:
-    """Host and port of the first listener."""
-    name = listeners[0].socket.getsockname()
-    return name[0], name[1]
-
-
-def address_text(address: tuple[str, int]) -> str:
-    """HOST:PORT."""
-    return format_address(*address)
+def bound_text(listeners: list[trio.SocketListener]) -> str:
+    """Where they listen, as people read it."""
+    return " ".join(format_address(*one.socket.getsockname()[:2]) for one in listeners)

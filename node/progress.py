@@ -28,6 +28,8 @@ class Snapshot:
     waiting_for_space: bool
     suspects: int
     text: str
+    nics: tuple[tuple[str, float, float], ...] = ()
+    """source address, bytes a second in and out"""
 
 
 def format_line(snapshot: Snapshot, origin_rate: float, peer_rate: float) -> str:
@@ -51,6 +53,11 @@ def format_line(snapshot: Snapshot, origin_rate: float, peer_rate: float) -> str
         f"peers {format_size(peer_rate)}/s ({snapshot.peers})",
         state,
     ]
+    if len(snapshot.nics) > 1:
+        parts += [
+            f"{ip} in {format_size(received)}/s out {format_size(sent)}/s"
+            for ip, received, sent in snapshot.nics
+        ]
     if snapshot.suspects:
         parts.append(f"{snapshot.suspects} chunks on disk to be hashed")
     if snapshot.text:

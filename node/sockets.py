@@ -5,10 +5,15 @@ nothing to read, and once a block.
 """
 
 import contextlib
+import fcntl
 import os
 import socket
+import struct
+import termios
 
 import trio
+
+from node.throttle import Throttle
 
 LOW_WATER_BYTES = 256 * 1024  # recv calls for 32 MiB fall from 2049 to 129 (measured)
 
@@ -43,12 +48,16 @@ async def wait_low_water(sock: socket.socket, remaining: int, timeout_s: float) 
         raise trio.TooSlowError from None
 
 
-async def receive_into(sock: socket.socket, view: memoryview, timeout_s: float) -> int:
-    """At least one byte into `view`; returns how many.
+async def receive_into(
+    sock: socket.socket, view: memoryview, timeout_s: float, throttle: Throttle | None = None
+) -> int:
+    """At least one byte into `view`; returns how many. Waiting for a turn is no time-out.
 
     Raises:
       EndOfStream, OSError, trio.TooSlowError
     """
+    if throttle is not None and throttle.pacer is not None:
+        view = view[: await _receive_turn(sock, len(view), timeout_s, throttle)]
     while True:
         try:
             count = sock.recv_into(view)
@@ -58,6 +67,26 @@ async def receive_into(sock: socket.socket, view: memoryview, timeout_s: float) 
         if not count:
             raise EndOfStream
         return count
+
+
+async def _receive_turn(
+    sock: socket.socket, size: int, timeout_s: float, throttle: Throttle
+) -> int:
+    """Wait for bytes, then for leave to read them: nothing is granted that does not move at once.
+
+    What is not read fills the kernel's buffer, and TCP slows the sender down.
+    """
+    if throttle.pacer is not None:
+        size = min(size, throttle.pacer.slice_bytes)
+    if (there := _readable_bytes(sock)) < size:
+        await wait_low_water(sock, size, timeout_s)
+        there = _readable_bytes(sock)
+    return await throttle.take(min(size, max(there, 1)))  # at the end of a stream there are none
+
+
+def _readable_bytes(sock: socket.socket) -> int:
+    (count,) = struct.unpack("=i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 async def receive_exactly(sock: socket.socket, size: int, timeout_s: float) -> bytes:
@@ -89,20 +118,33 @@ async def send_all(sock: socket.socket, data: bytes, timeout_s: float, flags: in
 
 
 async def send_file(
-    sock: socket.socket, descriptor: int, offset: int, count: int, timeout_s: float
+    sock: socket.socket,
+    descriptor: int,
+    offset: int,
+    count: int,
+    timeout_s: float,
+    throttle: Throttle | None = None,
 ) -> None:
-    """A range of a file, without a copy in this process.
+    """A range of a file, without a copy in this process. Waiting for a turn is no time-out.
 
     Raises:
       OSError, trio.TooSlowError, EndOfStream: the file is shorter than it was.
     """
+    granted = 0
     while count:
+        size = count
+        if throttle is not None and throttle.pacer is not None:
+            if not granted:
+                with trio.fail_after(timeout_s):
+                    await trio.lowlevel.wait_writable(sock)
+                granted = await throttle.take(count)
+            size = granted
         try:
-            sent = os.sendfile(sock.fileno(), descriptor, offset, count)
+            sent = os.sendfile(sock.fileno(), descriptor, offset, size)
         except BlockingIOError:
             with trio.fail_after(timeout_s):
                 await trio.lowlevel.wait_writable(sock)
             continue
         if not sent:
             raise EndOfStream
-        offset, count = offset + sent, count - sent
+        offset, count, granted = offset + sent, count - sent, max(0, granted - sent)

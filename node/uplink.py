@@ -1,6 +1,7 @@
 """Serving a peer's requests on one data connection: header bytes and `sendfile`."""
 
 import logging
+import os
 import socket
 from collections import deque
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import trio
 
 from node.chunks import Chunks
 from node.sockets import EndOfStream, receive_exactly, send_all, send_file
+from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import EndStatus, Flag, Header, Kind
 from p2p.errors import RemoteProtocolError
@@ -31,6 +33,7 @@ class Uplink:
 
     Args:
       timeout_s: the peer takes no byte for so long: the connection is given up.
+      throttle: the host's limit, asked before each slice.
     """
 
     def __init__(
@@ -40,12 +43,14 @@ class Uplink:
         slots: UploadSlots,
         served: Served,
         timeout_s: float,
+        throttle: Throttle,
     ) -> None:
         self._sock = sock
         self._chunks = chunks
         self._slots = slots
         self._served = served
         self._timeout_s = timeout_s
+        self._throttle = throttle
         self._queue: deque[tuple[Header, bool]] = deque()
         self._more = trio.Event()
         self._cancelled: set[int] = set()
@@ -128,12 +133,18 @@ class Uplink:
             frame = Header(Kind.DATA, header.request, header.chunk, at, size, flags, len(digests))
             await send_all(self._sock, frame.encode() + digests, self._timeout_s, socket.MSG_MORE)
             digests = b""
-            descriptor = self._chunks.descriptor(extent.file)
+            # ours while it waits for its turns, however many files others open meanwhile
+            descriptor = os.dup(self._chunks.descriptor(extent.file))
             try:
-                await send_file(self._sock, descriptor, extent.offset + at, size, self._timeout_s)
+                await send_file(
+                    self._sock, descriptor, extent.offset + at, size, self._timeout_s,
+                    self._throttle,
+                )  # fmt: skip
             except EndOfStream:
                 log.warning("cache file was cut chunk=%d", header.chunk)
                 raise
+            finally:
+                os.close(descriptor)
             self._served.bytes += size
             at += size
             await trio.lowlevel.checkpoint()

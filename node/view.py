@@ -5,10 +5,13 @@ from typing import Any
 
 from node.config import JoinConfig
 from node.download import Download
+from node.limits import limit_command
+from node.nicwatch import NicWatch
 from node.peers import Peers
 from node.progress import Snapshot
 from node.report import Report
 from node.sealing import NodeSeal
+from node.status import Command
 from node.tracker_client import TrackerClient
 from node.workers import WorkerPool
 from p2p.ids import NodeId
@@ -38,6 +41,7 @@ class View:
         self.tracker = tracker
         self.report = Report()
         self._past = past
+        self.nics = NicWatch(config.source_ips, lambda: pool.totals().nics)
         self.seal: NodeSeal | None = None
         self.manifest: Manifest | None = None
         self.download: Download | None = None
@@ -94,6 +98,10 @@ class View:
             waiting_for_space=bool(statistics and statistics.waiting_for_space),
             suspects=len(self.download.swarm.suspects) if self.download else 0,
             text=text,
+            nics=tuple(
+                (one["source_ip"], one["in_bytes_s"], one["out_bytes_s"])
+                for one in self.nics.figures()
+            ),
         )
 
     def _held_bytes(self) -> int:
@@ -104,6 +112,11 @@ class View:
         if held.complete:
             return self.manifest.total_bytes
         return min(len(held) * self.manifest.chunk_bytes, self.manifest.total_bytes)
+
+    def commands(self) -> dict[str, Command]:
+        """What the node's Unix socket answers."""
+        limit = limit_command(lambda: self.pool.limits, self.pool.set_limits)
+        return {"status": lambda _request: self.status(), "limit": limit}
 
     def status(self) -> dict[str, Any]:
         """What `p2p-node status` and `/status` show; it holds no secret."""
@@ -130,6 +143,9 @@ class View:
             "peers": snapshot.peers,
             "waiting_for_space": snapshot.waiting_for_space,
             "workers": self.config.workers,
+            "nics": self.nics.figures(),
+            "max_upload_bytes_s": self.pool.limits.upload_bytes_s,
+            "max_download_bytes_s": self.pool.limits.download_bytes_s,
             "seal": self.seal.seal.word if self.seal else "",
             "broken_files": [
                 {"file": self.manifest.files[one.file].path, "stored": one.stored, "read": one.read}

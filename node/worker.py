@@ -19,8 +19,12 @@ from node import jobs
 from node.audit import start_logging
 from node.checksums import checksum_function
 from node.chunks import Chunks
+from node.dial import Dialler, local_ip
 from node.downlink import FAILURES, Downlink, Received
 from node.fetch import Fetched, Fetcher
+from node.permits import Permits
+from node.pinning import pin_near
+from node.throttle import DOWNLOAD, UPLOAD, Meter, Throttle
 from node.uplink import Served, Uplink
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
@@ -30,6 +34,7 @@ from p2p.slots import UploadSlots
 log = logging.getLogger(__name__)
 
 UPLINK_STALL_S = 30.0  # a peer that reads nothing for so long is gone
+BALANCE_S = 0.1  # so long an idle NIC may wait before it takes work from a busy one
 DATAGRAM_BYTES = 128 * 1024  # a Got of 1024 blocks has 16 KiB of digests
 
 Arrival = tuple[jobs.Job, socket.socket | None]
@@ -51,19 +56,31 @@ class WorkerSettings:
     connections: int = 4
     """requests to the origin at once, in each worker and from each source address"""
     source_ips: tuple[str, ...] = ()
+    bind_device: bool = True
+    pin: bool = False
+    home: str = ""
+    """the source address that this worker uses first, and whose NIC it is pinned near"""
     log_path: str = ""
 
 
 class Worker:
-    """The state of one worker: its store, its links, its fetches."""
+    """The state of one worker: its store, its links, its fetches.
 
-    def __init__(self, send: Send, settings: WorkerSettings) -> None:
+    Args:
+      meter: the limits' memory, which all workers of the node share.
+    """
+
+    def __init__(self, send: Send, settings: WorkerSettings, meter: Meter) -> None:
         self._tell = send
+        self._permits = Permits(self._send)
         self._settings = settings
         self._chunks: Chunks | None = None
         self._fetcher: Fetcher | None = None
         self._slots = UploadSlots(settings.upload_slots, settings.reserved_slots)
-        self._served, self._received, self._fetched = Served(), Received(), Fetched()
+        self._fetched = Fetched()
+        self._links: dict[str, tuple[Received, Served]] = {}
+        """what data connections moved, by local address"""
+        self._upload, self._download = Throttle(meter, UPLOAD), Throttle(meter, DOWNLOAD)
         self._downlinks: dict[int, Downlink] = {}
         self._scopes: dict[int, tuple[bytes, trio.CancelScope]] = {}
         self._last: jobs.Figures | None = None
@@ -79,6 +96,8 @@ class Worker:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._report_figures)
+                if len(self._settings.source_ips) > 1:
+                    nursery.start_soon(self._balance)
                 async for job, sock in arrivals:
                     if isinstance(job, jobs.Stop):
                         break
@@ -94,6 +113,13 @@ class Worker:
         match job:
             case jobs.OpenModel(directory):
                 self._open(directory)
+            case jobs.SetLimits(upload, download):
+                self._upload.set(upload)
+                self._download.set(download)
+            case jobs.SetBudget(limited):
+                self._permits.limited = limited
+            case jobs.Allowed():
+                self._permits.answered(job)
             case jobs.AddDownlink() | jobs.AddUplink():
                 assert sock is not None
                 self._add_link(job, sock, nursery)
@@ -122,7 +148,12 @@ class Worker:
         except (OSError, P2PError) as error:
             self._send(jobs.OpenFailed(str(error)))
             return
-        self._fetcher = Fetcher(self._chunks, self._fetched, self._send, self._settings.connections)
+        settings = self._settings
+        self._fetcher = Fetcher(
+            self._chunks, self._fetched, self._send, settings.connections, settings.source_ips,
+            settings.home, Dialler(bind_device=settings.bind_device), self._download,
+            self._permits,
+        )  # fmt: skip
         self._send(jobs.Opened(0))
 
     def _ask(self, job: jobs.AskJob, nursery: trio.Nursery) -> None:
@@ -145,14 +176,15 @@ class Worker:
         assert self._chunks is not None
         scope = trio.CancelScope()
         self._scopes[job.link] = (job.peer, scope)
+        received, served = self._links.setdefault(local_ip(sock), (Received(), Served()))
         if isinstance(job, jobs.AddUplink):
-            uplink = Uplink(sock, self._chunks, self._slots, self._served, UPLINK_STALL_S)
+            uplink = Uplink(sock, self._chunks, self._slots, served, UPLINK_STALL_S, self._upload)
             nursery.start_soon(self._uplink, job, uplink, sock, scope)
         else:
             settings = self._settings
             downlink = self._downlinks[job.link] = Downlink(
-                sock, self._chunks, self._received, self._send,
-                settings.first_byte_s, settings.stall_s,
+                sock, self._chunks, received, self._send,
+                settings.first_byte_s, settings.stall_s, self._download,
             )  # fmt: skip
             nursery.start_soon(self._downlink, job, downlink, sock, scope)
 
@@ -228,6 +260,12 @@ class Worker:
             checksum = combine(job.kind, parts).to_bytes(CHECKSUM_BYTES, "big")
         self._send(jobs.Checksummed(job.chunk, checksum))
 
+    async def _balance(self) -> None:
+        while True:
+            await trio.sleep(BALANCE_S)
+            if self._fetcher is not None:
+                self._fetcher.spans.balance(trio.current_time())
+
     async def _report_figures(self) -> None:
         while True:
             self.send_figures()
@@ -236,14 +274,16 @@ class Worker:
     def send_figures(self) -> None:
         """Tell the totals, if they changed."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
+        received = [received for received, _ in self._links.values()]
         figures = jobs.Figures(
             self._fetched.bytes,
-            self._received.bytes,
-            self._served.bytes,
-            self._received.duplicate_bytes + self._fetched.duplicate_bytes,
+            sum(one.bytes for one in received),
+            sum(served.bytes for _, served in self._links.values()),
+            sum(one.duplicate_bytes for one in received) + self._fetched.duplicate_bytes,
             self._slots.busy_count,
             usage.ru_utime + usage.ru_stime,
             [[chunk, count] for chunk, count in self._fetched.under_way.items()],
+            self._nics(),
         )
         last = self._last
         moved = last is None or (
@@ -253,6 +293,17 @@ class Worker:
         if moved:
             self._last = figures
             self._tell(figures)
+
+    def _nics(self) -> dict[str, list[int]]:
+        """Bytes in and out by source address."""
+        found = {ip: [0, 0] for ip in self._settings.source_ips}
+        for ip, (received, served) in self._links.items():
+            if ip in found:
+                found[ip] = [received.bytes, served.bytes]
+        for source in self._fetcher.sources.all if self._fetcher else ():
+            if source.ip in found:
+                found[source.ip][0] += source.bytes
+        return found
 
 
 class Pipe:
@@ -298,9 +349,9 @@ class Pipe:
             yield job, sock  # type: ignore[misc]
 
 
-async def _process(descriptor: int, settings: WorkerSettings) -> None:
+async def _process(descriptor: int, settings: WorkerSettings, meter: Meter) -> None:
     pipe = Pipe(socket.socket(fileno=descriptor))
-    worker = Worker(pipe.send, settings)
+    worker = Worker(pipe.send, settings, meter)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pipe.write)
         await worker.run(pipe.arrivals())
@@ -308,11 +359,13 @@ async def _process(descriptor: int, settings: WorkerSettings) -> None:
 
 
 def main() -> None:
-    """`python -m node.worker FD SETTINGS-JSON`; started by `node.workers` only."""
+    """`python -m node.worker FD SETTINGS-JSON LEVEL METER-FD`; started by `node.workers` only."""
     descriptor, settings = int(sys.argv[1]), WorkerSettings(**json.loads(sys.argv[2]))
     start_logging(sys.argv[3], Path(settings.log_path) if settings.log_path else None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the control process says when to stop
-    trio.run(_process, descriptor, settings)
+    if settings.home:
+        pin_near(settings.home)
+    trio.run(_process, descriptor, settings, Meter(int(sys.argv[4])))
 
 
 def arguments(settings: WorkerSettings) -> list[str]:

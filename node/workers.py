@@ -14,8 +14,10 @@ from math import inf
 import trio
 
 from node import jobs
+from node.throttle import Meter
 from node.worker import DATAGRAM_BYTES, Arrival, Worker, WorkerSettings, arguments
 from p2p.errors import StoreError
+from p2p.rates import RateLimits
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,15 @@ QUICK_DEATHS = 5
 STOP_S = 1.0
 
 NO_FIGURES = jobs.Figures(0, 0, 0, 0, 0, 0.0, [])
+
+
+def add_nics(one: dict[str, list[int]], other: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Both, added up."""
+    nothing = [0, 0]
+    return {
+        ip: [x + y for x, y in zip(one.get(ip, nothing), other.get(ip, nothing), strict=True)]
+        for ip in {**one, **other}
+    }
 
 
 def _add(one: jobs.Figures, other: jobs.Figures) -> jobs.Figures:
@@ -35,6 +46,7 @@ def _add(one: jobs.Figures, other: jobs.Figures) -> jobs.Figures:
         one.busy_count + other.busy_count,
         one.cpu_s + other.cpu_s,
         one.fetching + other.fetching,
+        add_nics(one.nics, other.nics),
     )
 
 
@@ -46,6 +58,8 @@ class _Handle:
         self.filled = trio.Event()
         self.figures = NO_FIGURES
         self.past = NO_FIGURES
+        self.limits: jobs.SetLimits | None = None
+        self.budget: jobs.SetBudget | None = None
         self.model: jobs.OpenModel | None = None
         self.links: dict[int, bytes] = {}
         self.asks: dict[int, jobs.AskJob] = {}
@@ -56,6 +70,10 @@ class _Handle:
     def put(self, job: jobs.Job, sock: socket.socket | None) -> None:
         """Queue a job and remember what it owes."""
         match job:
+            case jobs.SetLimits():
+                self.limits = job
+            case jobs.SetBudget():
+                self.budget = job
             case jobs.OpenModel():
                 self.model = job
             case jobs.AddDownlink(link, peer) | jobs.AddUplink(link, peer):
@@ -110,6 +128,9 @@ class _Handle:
         self.past = _add(self.past, self.figures)
         self.past.fetching.clear()
         self.figures = NO_FIGURES
+        for setting in (self.limits, self.budget):
+            if setting is not None:
+                self.put(setting, None)
         if self.model is not None:
             self.put(self.model, None)
         for job in again:
@@ -122,9 +143,12 @@ class WorkerPool:
 
     Args:
       workers: processes; 0 runs one worker inside this process.
+      limits: of all workers together; see `set_limits`.
     """
 
-    def __init__(self, workers: int, settings: WorkerSettings) -> None:
+    def __init__(
+        self, workers: int, settings: WorkerSettings, limits: RateLimits | None = None
+    ) -> None:
         self.count = max(1, workers)
         self._inline = workers == 0
         slots = -(-settings.upload_slots // self.count)
@@ -132,10 +156,27 @@ class WorkerPool:
         self._handles = [_Handle() for _ in range(self.count)]
         self._sender, self.reports = trio.open_memory_channel[tuple[int, jobs.Report]](inf)
         self.pids: list[int | None] = [None] * self.count
+        self._meter = Meter()
+        self.set_limits(limits or RateLimits())
+
+    @property
+    def homes(self) -> dict[str, int]:
+        """Source addresses with a worker that is pinned near them."""
+        found: dict[str, int] = {}
+        for index in range(self.count):
+            if not self._inline and (home := self._settings_of(index).home):
+                found.setdefault(home, index)
+        return found
 
     def submit(self, worker: int, job: jobs.Job, sock: socket.socket | None = None) -> None:
         """Queue a job, with a socket to hand over if it has one. Never waits."""
         self._handles[worker].put(job, sock)
+
+    def set_limits(self, limits: RateLimits) -> None:
+        """From now on; for workers that are restarted, too."""
+        self.limits = limits
+        for worker in range(self.count):
+            self.submit(worker, jobs.SetLimits(limits.upload_bytes_s, limits.download_bytes_s))
 
     def totals(self) -> jobs.Figures:
         """Figures of all workers, those that died included. With no processes, no CPU time: it is
@@ -146,7 +187,7 @@ class WorkerPool:
         if self._inline:
             return jobs.Figures(
                 total.origin_bytes, total.peer_bytes, total.served_bytes, total.duplicate_bytes,
-                total.busy_count, 0.0, total.fetching,
+                total.busy_count, 0.0, total.fetching, total.nics,
             )  # fmt: skip
         return total
 
@@ -156,9 +197,12 @@ class WorkerPool:
         Raises:
           StoreError: a worker cannot be kept alive.
         """
-        async with trio.open_nursery() as nursery:
-            for index in range(self.count):
-                nursery.start_soon(self._run_inline if self._inline else self._keep, index)
+        try:
+            async with trio.open_nursery() as nursery:
+                for index in range(self.count):
+                    nursery.start_soon(self._run_inline if self._inline else self._keep, index)
+        finally:
+            self._meter.close()
 
     def _report(self, index: int, report: jobs.Report) -> None:
         self._handles[index].settle(report)
@@ -177,7 +221,7 @@ class WorkerPool:
                     await handle.filled.wait()
                 yield handle.queue.popleft()
 
-        worker = Worker(lambda report: self._report(index, report), self._settings)
+        worker = Worker(lambda report: self._report(index, report), self._settings, self._meter)
         self.pids[index] = os.getpid()
         try:
             await worker.run(arrivals())
@@ -197,6 +241,12 @@ class WorkerPool:
                 self._sender.send_nowait((index, report))
             await trio.sleep(0.05 * deaths)
 
+    def _settings_of(self, index: int) -> WorkerSettings:
+        settings = self._settings
+        if not settings.pin or not settings.source_ips:
+            return settings
+        return replace(settings, home=settings.source_ips[index % len(settings.source_ips)])
+
     async def _run_process(self, index: int) -> None:
         """One life of one worker process."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -206,9 +256,9 @@ class WorkerPool:
             process = await trio.lowlevel.open_process(
                 [
                     sys.executable, "-m", "node.worker", str(theirs.fileno()),
-                    *arguments(self._settings),
+                    *arguments(self._settings_of(index)), str(self._meter.descriptor),
                 ],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self._meter.descriptor],
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self.pids[index] = process.pid

@@ -103,7 +103,8 @@ class Join(Message):
     `model` and `origin` may be empty (the tracker's default is meant). `origin` carries no
     credentials and no query. `manifest` is the manifest the node has on disk or runs with, whole,
     or empty; `confirmed` says that the origin was asked in this process's swarm whether it holds.
-    `follow`: when the objects change at the origin, this node wants the new revision.
+    `follow`: when the objects change at the origin, this node wants the new revision. `account`:
+    whose limits at the origin count (like `oss://endpoint`); models of one account share a budget.
     """
 
     TYPE: ClassVar[str] = "join"
@@ -115,6 +116,7 @@ class Join(Message):
     chunk_bytes: U32 = 0
     block_bytes: U32 = 0
     follow: bool = False
+    account: Name = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ class Announce(Message):
     `bitfield` is empty when it has not changed since the last announce of this session, and always
     present in the first one. `fetching` and `received` (bytes so far of each) are the leases under
     way. `wanted` is how many leases the node could hold at once in all (0: it cannot fetch).
+    `origin_requests` counts the ranges that the origin granted.
     """
 
     TYPE: ClassVar[str] = "announce"
@@ -151,6 +154,7 @@ class Announce(Message):
     peer_bytes: U63
     corrupt_chunks: U32
     suspect_chunks: U32 = 0
+    origin_requests: U63 = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,37 @@ class LeaseFailed(Message):
     fatal: bool
     retry_after_s: Seconds = 0.0
     changed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled(Message):
+    """The origin refused a request: `status` is 429 or 503, `retry_after_s` its hint (0: none),
+    `code` the store's own word. Sent at once."""
+
+    TYPE: ClassVar[str] = "throttled"
+    status: U16
+    retry_after_s: Seconds
+    code: Name = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AllowanceWanted(Message):
+    """The node wants to send requests for `chunk` beyond what came with its lease: it is answered
+    with `Allowance` when the account's budget has room, and its lease lives meanwhile."""
+
+    TYPE: ClassVar[str] = "allowance_wanted"
+    chunk: ChunkIndex
+    bytes: U63
+    requests: U32
+
+
+@dataclass(frozen=True, slots=True)
+class AllowanceBack(Message):
+    """So much of an allowance was not used, and will not be: others may."""
+
+    TYPE: ClassVar[str] = "allowance_back"
+    bytes: U63
+    requests: U32
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,11 +325,29 @@ class PeersGone(Message):
 
 @dataclass(frozen=True, slots=True)
 class Leases(Message):
-    """You may fetch these chunks from the origin. `started_at`: unix time of the first grant."""
+    """You may fetch these chunks from the origin. `started_at`: unix time of the first grant.
+
+    `limited`: a budget is in force: from now on each request needs an allowance. `bytes` and
+    `requests` come with these leases; they are to be used, or given back, within a tenth of a
+    second.
+    """
 
     TYPE: ClassVar[str] = "leases"
     chunks: Chunks
     started_at: Seconds
+    limited: bool = False
+    bytes: U63 = 0
+    requests: U32 = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance(Message):
+    """Now you may send what you wanted for `chunk` (`AllowanceWanted`)."""
+
+    TYPE: ClassVar[str] = "allowance"
+    chunk: ChunkIndex
+    bytes: U63
+    requests: U32
 
 
 @dataclass(frozen=True, slots=True)

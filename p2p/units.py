@@ -1,4 +1,4 @@
-"""Sizes and addresses as people write them, and as programs need them."""
+"""Sizes, rates and addresses as people write them, and as programs need them."""
 
 import re
 
@@ -13,6 +13,8 @@ _SIZES = {
     "k": KIB, "m": MIB, "g": GIB, "t": 1024**4,
     "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1024**4,
 }  # fmt: skip
+
+_BITS = {"bit": 1, "kbit": 1000, "mbit": 1000**2, "gbit": 1000**3, "tbit": 1000**4}
 
 
 def parse_size(text: str) -> int:
@@ -34,6 +36,34 @@ def format_size(size_bytes: float) -> str:
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:.1f} TiB"
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second of `80Gbit` or `100mbit` (bits, decimal), `12.5MB` or `20MiB` (bytes).
+
+    `20mb`, `20M` and `20` are refused: some mean bits by them, and some bytes.
+
+    Raises:
+      UsageError: not a number with a known unit, or less than a byte.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+?)(?:/s|ps)?\s*", text)
+    word, rate = match[2] if match else "", 0.0
+    if match and word.lower() in _BITS:
+        rate = float(match[1]) * _BITS[word.lower()] / 8
+    elif match and word.endswith("B"):
+        rate = float(match[1]) * _SIZES.get(word.lower(), 0)
+    if rate < 1:
+        raise UsageError(f"{text!r} is not a rate: write it like 20mbit, 80Gbit, 12.5MB or 20MiB")
+    return int(rate)
+
+
+def format_rate(rate_bytes_s: float) -> str:
+    """`2500000` as `20mbit`, as `parse_rate` reads it."""
+    bits = rate_bytes_s * 8
+    for unit in ("gbit", "mbit", "kbit"):
+        if bits >= _BITS[unit]:
+            return f"{bits / _BITS[unit]:.6g}{unit}"
+    return f"{bits:.6g}bit"
 
 
 def parse_address(text: str, *, what: str = "address") -> tuple[str, int]:

@@ -11,19 +11,21 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("p2p", "tracker", "node", "simulations")
 
 EDGE_OF_P2P = {"connection", "outbox", "web"}
-PURE_TRACKER = {"leases", "model", "member", "assignment", "directory", "sealing", "view"}
+PURE_TRACKER = {"allowances", "assignment", "budget", "directory", "leases", "member", "model",
+                "sealing", "view"}  # fmt: skip
+PURE_NODE = {"nics", "pairs", "routing"}
 ALLOWED_IN_PURE = {
     "bisect", "collections", "dataclasses", "email", "enum", "functools", "hashlib", "heapq",
-    "hmac", "ipaddress", "math", "msgpack", "random", "re", "struct", "typing", "xxhash",
-    "p2p", "tracker",
+    "hmac", "ipaddress", "itertools", "math", "msgpack", "random", "re", "struct", "typing",
+    "xxhash", "p2p", "tracker",
 }  # fmt: skip
 
 # file: (lines it may have, why)
 LONGER_FILES = {
     "node/fetch.py": (430, "one request's life: slot, try, hedge, resume"),
     "p2p/swarm.py": (560, "one state machine: its transitions are read side by side"),
-    "p2p/messages.py": (540, "every message of the wire and its codec, in one place"),
-    "tracker/model.py": (480, "one state machine, like the swarm"),
+    "p2p/messages.py": (585, "every message of the wire and its codec, in one place"),
+    "tracker/model.py": (525, "one state machine, like the swarm"),
     "node/daemon.py": (475, "the root: builds and ties together what others define"),
 }
 MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 70, 100
@@ -49,6 +51,7 @@ def imports(path: Path) -> set[str]:
 
 def pure_files() -> list[Path]:
     pure = [path for path in (ROOT / "p2p").glob("*.py") if path.stem not in EDGE_OF_P2P]
+    pure += [ROOT / "node" / f"{stem}.py" for stem in sorted(PURE_NODE)]
     return pure + [ROOT / "tracker" / f"{stem}.py" for stem in sorted(PURE_TRACKER)]
 
 

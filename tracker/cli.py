@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from p2p.errors import P2PError, single_error
-from p2p.units import format_size, parse_address
+from p2p.units import format_rate, format_size, parse_address, parse_rate
 
 
 class Group(click.Group):
@@ -57,6 +57,17 @@ def main() -> None:
     help="Grant leases once N nodes have joined.",
 )
 @click.option(
+    "--origin-rate",
+    metavar="RATE",
+    help="What an account's origin may be read at, like 80Gbit [default: found out].",
+)
+@click.option(
+    "--origin-requests",
+    type=click.FloatRange(0, 10**9, min_open=True),
+    metavar="N",
+    help="Requests a second that it may be sent [default: found out].",
+)
+@click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     envvar="P2P_TOKEN_FILE",
@@ -75,6 +86,8 @@ def serve(
     http_public: bool,
     origin: str,
     start_with: int,
+    origin_rate: str | None,
+    origin_requests: float | None,
     token_file: Path | None,
     log_level: str,
 ) -> None:
@@ -86,7 +99,10 @@ def serve(
     web = None if http == "off" else parse_address(http, what="--http")
     if web is not None:
         check_http(web[0], http_public)
-    config = ServeConfig(address, web, origin, start_with, read_token(token_file))
+    rate = parse_rate(origin_rate) if origin_rate is not None else None
+    config = ServeConfig(
+        address, web, origin, start_with, read_token(token_file), rate, origin_requests
+    )
     check_exposure([address[0]], config.token)
     import logging
 
@@ -138,3 +154,15 @@ def status(http: str, as_json: bool) -> None:
         )  # fmt: skip
     # in a pipe there is no width to keep to: names stay whole for whoever greps them
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
+    for budget in shown["budgets"]:
+        if line := _budget_line(budget):
+            click.echo(line)
+
+
+def _budget_line(budget: dict[str, Any]) -> str:
+    """What is in force at an account; nothing where nothing is."""
+    rate, requests = budget["in_force"]["bytes_s"], budget["in_force"]["requests_s"]
+    words = [format_rate(rate)] if rate is not None else []
+    words += [f"{requests:g} requests/s"] if requests is not None else []
+    refused = budget["refused_requests"]
+    return f"budget of {budget['account']}: {', '.join(words)}; refused {refused}" if words else ""

@@ -16,6 +16,9 @@ class ServeConfig:
     origin: str
     start_with: int
     token: bytes
+    origin_rate_bytes_s: float | None = None
+    origin_requests_s: float | None = None
+    """what each account's origin may be asked by all nodes; None: it is found out"""
 
     def __repr__(self) -> str:
         return f"<ServeConfig listen={self.listen}>"

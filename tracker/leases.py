@@ -64,6 +64,11 @@ class Leases:
             heapq.heappop(self._heap)
         return bool(self._heap)
 
+    @property
+    def next_queued(self) -> Chunk | None:
+        """The chunk that `grant` would give."""
+        return self._order[self._heap[0]] if self.any_queued else None
+
     def grant(self, node: NodeId, now: float) -> Chunk | None:
         """Lease the most wanted chunk to a node; None if none is queued."""
         if not self.any_queued:
@@ -86,6 +91,12 @@ class Leases:
                 self._leases[chunk].received = received
         elif lease.node == node and received > lease.received:
             lease.received, lease.deadline = received, now + LEASE_S
+
+    def extend(self, node: NodeId, chunk: Chunk, now: float) -> None:
+        """The node waits for us: its lease, if it has it still, lives from now."""
+        lease = self._leases.get(chunk)
+        if lease is not None and lease.node == node:
+            lease.deadline = max(lease.deadline, now + LEASE_S)
 
     def fetched(self, chunk: Chunk) -> None:
         """The chunk is in the swarm, whoever brought it."""

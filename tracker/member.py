@@ -20,6 +20,7 @@ class Node:
     barred_until: float = 0.0
     fatal_text: str = ""
     origin_bytes: int = 0
+    origin_requests: int = 0
     peer_bytes: int = 0
     corrupt_chunks: int = 0
     reported: int = 0

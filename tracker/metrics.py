@@ -16,7 +16,8 @@ class TrackerCollector(Collector):
 
     def collect(self) -> Any:
         """Families in base units, one sample a model."""
-        models = self._directory.status()["models"]
+        status = self._directory.status()
+        models = status["models"]
         origin = CounterMetricFamily(
             "p2p_origin_bytes", "Body bytes read from the origin by all nodes.", labels=["model"]
         )
@@ -37,3 +38,33 @@ class TrackerCollector(Collector):
         for model in models:
             nodes.add_metric([model["model"]], len(model["nodes"]))
         yield nodes
+        yield from _budgets(status["budgets"])
+
+
+def _budgets(budgets: list[dict[str, Any]]) -> Any:
+    """Families of the accounts at the origin; a limit that is not there has no sample."""
+    for word, key in (("bytes", "bytes_s"), ("requests", "requests_s")):
+        configured = GaugeMetricFamily(
+            f"p2p_origin_budget_configured_{word}_per_second",
+            "The account's limit, as configured.", labels=["account"],
+        )  # fmt: skip
+        in_force = GaugeMetricFamily(
+            f"p2p_origin_budget_{word}_per_second",
+            "What all nodes together may ask of the origin now.", labels=["account"],
+        )  # fmt: skip
+        used = CounterMetricFamily(
+            f"p2p_origin_budget_used_{word}", "Allowed to nodes so far.", labels=["account"]
+        )
+        for budget in budgets:
+            labels = [budget["account"]]
+            used.add_metric(labels, budget[f"used_{word}"])
+            for gauge, field in ((configured, "configured"), (in_force, "in_force")):
+                if budget[field][key] is not None:
+                    gauge.add_metric(labels, budget[field][key])
+        yield from (configured, in_force, used)
+    refused = CounterMetricFamily(
+        "p2p_origin_refused_requests", "Answered with 429 or 503.", labels=["account"]
+    )
+    for budget in budgets:
+        refused.add_metric([budget["account"]], budget["refused_requests"])
+    yield refused

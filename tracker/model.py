@@ -17,7 +17,9 @@ from p2p.errors import ManifestError, RemoteProtocolError
 from p2p.ids import Chunk, NodeId
 from p2p.manifest import Manifest
 from p2p.seal import Broken
+from tracker.allowances import Allowances
 from tracker.assignment import introduce
+from tracker.budget import Budget
 from tracker.leases import FETCHED, Leases
 from tracker.member import Node
 from tracker.sealing import Sealing
@@ -37,9 +39,18 @@ class Model:
     Args:
       start_with: grant no lease before so many nodes have joined.
       wall: unix time at `now` 0, for `started_at`.
+      budget: of the origin's account, which other models may share; None: no limit as yet.
     """
 
-    def __init__(self, name: str, origin: str, start_with: int, wall: float, rng: Random) -> None:
+    def __init__(
+        self,
+        name: str,
+        origin: str,
+        start_with: int,
+        wall: float,
+        rng: Random,
+        budget: Budget | None = None,
+    ) -> None:
         self.name = name
         self.origin = origin
         self.manifest: Manifest | None = None
@@ -60,6 +71,7 @@ class Model:
         self._settle_until = 0.0
         self._recount_at = inf
         self._hungry: dict[NodeId, None] = {}
+        self._allowances = Allowances(budget or Budget(), name)
         self.gone_origin_bytes = 0
         self._out: Sends = []
 
@@ -106,6 +118,8 @@ class Model:
                 self._fetched(sender, message)
             case m.LeaseFailed():
                 self._lease_failed(sender, message, now)
+            case m.Throttled() | m.AllowanceWanted() | m.AllowanceBack():
+                self._allowances.handle(node, message, self.manifest, now)
             case m.Listing(data):
                 if node == self._listing:
                     self._listed(Manifest.decode(data), now)
@@ -142,6 +156,7 @@ class Model:
             self.nodes[self._listing].listing_failed = "the listing took too long"
             self._assign_listing(now)
         if self.leases is not None:
+            self._allowances.keep_leases(self.leases, now)
             for _, node_id in self.leases.expire(now):
                 self._be_hungry(node_id, now)
         if self._recount_at <= now:
@@ -157,7 +172,11 @@ class Model:
     def next_deadline(self) -> float:
         """When `tick` is due."""
         times = [self._expires(node) for node in self.nodes.values()]
-        times += [self._recount_at, self._listing_until if self._listing else inf]
+        times += [
+            self._recount_at,
+            self._allowances.at,
+            self._listing_until if self._listing else inf,
+        ]
         times.append(self.sealing.ask_at if self.sealing else inf)
         if self.leases is not None:
             times.append(self.leases.next_deadline())
@@ -263,6 +282,11 @@ class Model:
             self._take_bits(node, message.bitfield, now)
         elif first:
             raise RemoteProtocolError("a first announce without a bitfield")
+        if not first:  # a node that comes back tells of all its past
+            more = max(0, message.origin_bytes - node.origin_bytes)
+            requests = max(0, message.origin_requests - node.origin_requests)
+            self._allowances.budget.passed(more, requests, self.leases.in_flight, now)
+        node.origin_requests = message.origin_requests
         node.heard_at, node.wanted = now, message.wanted
         node.origin_bytes, node.peer_bytes = message.origin_bytes, message.peer_bytes
         node.corrupt_chunks = message.corrupt_chunks
@@ -410,29 +434,44 @@ class Model:
     def _grant(self, now: float) -> None:
         """One lease at a time to each node that has room, in turn."""
         leases = self.leases
-        if leases is None or len(self._seen) < self._start_with or now < self._settle_until:
+        if leases is None or self.manifest is None:
+            return
+        for told in self._allowances.news(self._current()):
+            self._out.append((told, m.Leases([], self.started_at, True)))
+        self._out += self._allowances.serve(leases, now)
+        if (
+            self._allowances.waiting
+            or len(self._seen) < self._start_with
+            or now < self._settle_until
+        ):
             return
         if self._relisting:
             return
         granted: dict[NodeId, list[Chunk]] = {}
-        while self._hungry and leases.any_queued:
+        while self._hungry and (chunk := leases.next_queued) is not None:
             node_id = next(iter(self._hungry))
-            del self._hungry[node_id]
             node = self.nodes.get(node_id)
-            if node is None or node.leaving or node.bits is None or node.barred_until > now:
+            if (
+                node is None or node.leaving or node.bits is None or node.barred_until > now
+                or leases.count(node_id) >= node.wanted
+            ):  # fmt: skip
+                del self._hungry[node_id]
                 continue
-            if leases.count(node_id) < node.wanted:
-                chunk = leases.grant(node_id, now)
-                assert chunk is not None
-                granted.setdefault(node_id, []).append(chunk)
-                self._hungry[node_id] = None
+            if not self._allowances.take(*self._allowances.needs(self.manifest, [chunk]), now):
+                break
+            leases.grant(node_id, now)
+            granted.setdefault(node_id, []).append(chunk)
+            del self._hungry[node_id]
+            self._hungry[node_id] = None
         if granted and not self.started_at:
             self.started_at = self._wall + now
             for node in self.nodes.values():
                 if node.node not in granted:
                     self._out.append((node.node, m.Leases([], self.started_at)))
+        limited = self._allowances.budget.limited
         for node_id, chunks in granted.items():
-            self._out.append((node_id, m.Leases(chunks, self.started_at)))
+            needs = self._allowances.needs(self.manifest, chunks) if limited else (0, 0)
+            self._out.append((node_id, m.Leases(chunks, self.started_at, limited, *needs)))
 
     def _recount(self) -> None:
         """Chunks that no live node holds are fetched again."""
@@ -468,6 +507,7 @@ class Model:
         node = self.nodes.pop(node_id)
         self.gone_origin_bytes += node.origin_bytes
         self._hungry.pop(node_id, None)
+        self._allowances.forget(node_id)
         if self.leases is not None:
             self.leases.release(node_id)
             if node.bits is not None and len(node.bits):

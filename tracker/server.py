@@ -46,7 +46,10 @@ class Server:
         self._config = config
         self._node = NodeId(os.urandom(16))
         wall = time.time() - trio.current_time()
-        self.directory = Directory(config.origin, config.start_with, wall, Random(self._node))
+        self.directory = Directory(
+            config.origin, config.start_with, wall, Random(self._node),
+            config.origin_rate_bytes_s, config.origin_requests_s,
+        )  # fmt: skip
         self._outboxes: dict[NodeId, Outbox] = {}
         self._scopes: dict[NodeId, trio.CancelScope] = {}
         self._handshakes = trio.CapacityLimiter(HANDSHAKES_AT_ONCE)

@@ -1,7 +1,9 @@
 """What people see of a model: plain data, no secret. Pure."""
 
+from math import inf
 from typing import Any
 
+from tracker.budget import Budget
 from tracker.leases import QUEUED
 from tracker.member import Node
 from tracker.model import Model
@@ -50,4 +52,20 @@ def _node_status(model: Model, node: Node, chunks: int) -> dict[str, Any]:
         "corrupt_chunks": node.corrupt_chunks,
         "reported": node.reported,
         "leases": model.leases.count(node.node) if model.leases else 0,
+    }
+
+
+def budget_status(account: str, budget: Budget) -> dict[str, Any]:
+    """One account of `/status`: configured, in force (None: no limit), and what was allowed."""
+    limits = {"bytes_s": budget.bytes, "requests_s": budget.requests}
+    return {
+        "account": account,
+        "configured": {name: limit.configured for name, limit in limits.items()},
+        "in_force": {
+            name: round(limit.rate, 3) if limit.rate < inf else None
+            for name, limit in limits.items()
+        },
+        "used_bytes": budget.granted_bytes,
+        "used_requests": budget.granted_requests,
+        "refused_requests": budget.refused_requests,
     }

@@ -38,6 +38,10 @@ class Origin(Protocol):
     def url(self) -> str:
         """The URL without credentials and query, for people and for the tracker."""
 
+    @property
+    def account(self) -> str:
+        """Whose limits requests count against, as far as a node can know: the endpoint."""
+
     async def list(self, model: str, chunk_bytes: int, block_bytes: int) -> Manifest:
         """Ask for all files of the model, with sizes, validators and the store's checksums.
 

@@ -46,6 +46,7 @@ class FileOrigin:
             raise UsageError(f"origin {public_url(url)!r} is not file:///absolute/path")
         self._root = Path(unquote(parts.path))
         self.url = "file://" + quote(str(self._root))
+        self.account = "file://"
         self.audit = Audit(None)
 
     def __repr__(self) -> str:

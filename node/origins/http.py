@@ -99,6 +99,12 @@ class HttpOrigin:
     def __repr__(self) -> str:
         return f"<HttpOrigin {self.url}>"
 
+    @property
+    def account(self) -> str:
+        """See `Origin`."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
     def _request_url(self, path: str) -> str:
         """The URL of a file of the manifest."""
         parts = urlsplit(self.url)

@@ -105,6 +105,11 @@ class StoreOrigin(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url} at {self._endpoint.host} {self._signer!r}>"
 
+    @property
+    def account(self) -> str:
+        """See `Origin`."""
+        return f"{urlsplit(self.url).scheme}://{self._endpoint.host}"
+
     @abstractmethod
     def _checksum(self, headers: httpx.Headers) -> str:
         """The store's checksum of a whole object, as in `File`, or nothing.

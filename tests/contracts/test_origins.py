@@ -1,6 +1,7 @@
 """What every origin promises: `file://`, a real nginx, a plain HTTP server and one with TLS."""
 
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from node.chunks import Chunks
 from node.fetch import Fetched, Fetcher
 from node.origins.base import open_origin
 from node.store import Cache, ChunkStore
+from node.throttle import DOWNLOAD, Throttle
 from node.tls import tls_context
 from p2p.digest import block_digest, chunk_pin
 from p2p.errors import OriginError
@@ -72,7 +74,10 @@ class Reader:
         self._cache = Cache.open(folder)
         self.store = ChunkStore.open(self._cache, manifest)
         self._chunks = Chunks(self.store.directory)
-        self.fetcher = Fetcher(self._chunks, self.totals, self.reports.append)
+        self.download = Throttle(None, DOWNLOAD)
+        self.fetcher = Fetcher(
+            self._chunks, self.totals, self.reports.append, throttle=self.download
+        )
 
     async def fetch(self, job: jobs.FetchJob) -> jobs.Report:
         """Carry out one job; returns its outcome."""
@@ -109,6 +114,22 @@ async def test_a_listing_names_every_file_with_its_size_and_a_validator(place):
     assert all(file.etag for file in manifest.files)
     assert manifest.model == "m"
     assert manifest == await origin.list("m", CHUNK, BLOCK), "the same files, the same revision"
+    await origin.aclose()
+
+
+async def test_a_limited_download_takes_its_time_whatever_the_origin_is(place, reader):
+    here = place({"big.bin": 256 * KIB})
+    origin = open_origin(here.url)
+    manifest = await origin.list("m", CHUNK, BLOCK)
+    work = reader(manifest)
+    rate = 500_000
+    work.download.set(rate)
+    begin = time.monotonic()
+    for chunk in range(manifest.chunk_count):
+        got = await work.fetch(await origin.fetch_job(manifest, chunk))
+        assert isinstance(got, jobs.Got), got
+    assert time.monotonic() - begin >= (256 * KIB - 0.03 * rate) / rate
+    assert work.totals.bytes == 256 * KIB
     await origin.aclose()
 
 

@@ -262,6 +262,24 @@ def test_source_addresses_keep_their_order(text, found, setenv):
     assert config_of(*HTTP).source_ips == found
 
 
+def test_source_addresses_may_be_repeated_or_listed_and_come_before_the_environment(setenv):
+    setenv({"HTTP_SOURCE_IP": "10.0.0.9"})
+    given = ("--source-ip", "10.0.0.1,10.0.0.2", "--source-ip", "10.0.0.3")
+    assert config_of(*HTTP, *given).source_ips == ("10.0.0.1", "10.0.0.2", "10.0.0.3")
+    with pytest.raises(UsageError, match="--source-ip: 'eth0' is not an IP address"):
+        joined(*HTTP, "--source-ip", "eth0")
+
+
+def test_several_addresses_to_listen_on_and_to_advertise():
+    config = config_of(*HTTP, "--listen", "10.0.0.1:7", "--listen", "10.0.1.1:7")
+    assert config.listen == (("10.0.0.1", 7), ("10.0.1.1", 7))
+    assert config_of(*HTTP).listen == (("127.0.0.1", 0),)
+    config = config_of(*HTTP, "--advertise", "a:1", "--advertise", "b:2", "--no-bind-device")
+    assert config.advertise == (("a", 1), ("b", 2))
+    assert not config.bind_device
+    assert config_of(*HTTP).bind_device
+
+
 @pytest.mark.parametrize("text", ["172.xx.x.xxx", "10.0.0.1 10.0.0.2", "eth0", "10.0.0.256"])
 def test_what_is_no_address_is_named(text, setenv):
     setenv({"HTTP_SOURCE_IP": f"10.0.0.1,{text}"})

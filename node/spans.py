@@ -1,0 +1,114 @@
+"""The ranges that a worker reads from the origin now, and what idle addresses take from busy ones.
+
+Nothing is taken while anything waits for a slot: only an address without any request helps out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from node import jobs
+from node.chunks import Sink
+from node.nics import Source, Sources, steal
+from node.ranges import Tries
+from p2p.errors import StoreFull
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """One range of one chunk on its way: `kind` is the audit log's word for the next request."""
+
+    job: jobs.FetchJob
+    sink: Sink
+    offset: int
+    """of the chunk in its file"""
+    tries: Tries
+    source: Source
+    start: Callable[[int, int, str], None]
+    """begins another range of the same chunk"""
+    kind: str = "first"
+    request: trio.CancelScope | None = None
+    """of the request under way: cancelled, the range goes on from another address"""
+
+    @property
+    def left(self) -> int:
+        """Bytes still to come."""
+        return self.sink.end - self.sink.position
+
+
+class Spans:
+    """All ranges of one worker that are not whole yet.
+
+    Args:
+      block_bytes: of the manifest: ranges are divided at block borders.
+    """
+
+    def __init__(self, sources: Sources, block_bytes: int) -> None:
+        self._sources = sources
+        self._block_bytes = block_bytes
+        self.all: dict[Span, None] = {}
+        self.stolen = 0
+
+    def balance(self, now: float) -> None:
+        """Measure all addresses, and let an idle one help the range that would end last."""
+        self._sources.measure(now)
+        busy = [span for span in self.all if span.request is not None]
+        if not busy or len(busy) < len(self.all):
+            return  # others wait for a slot or for their next try
+        idle = self._sources.best(now)
+        if idle is None or idle.used:
+            return
+        fast = idle.share(1)
+
+        def seconds(span: Span) -> float:
+            return span.left / max(1.0, span.source.share(span.source.used))
+
+        last = max(busy, key=seconds)
+        self._help(last, fast)
+
+    def _help(self, span: Span, fast: float) -> None:
+        assert span.request is not None
+        sink, slow = span.sink, span.source.share(span.source.used)
+        part = steal(span.left, sink.block_left, self._block_bytes, slow, fast)
+        if part is None:
+            return
+        self.stolen += 1
+        if part.whole:
+            span.request.cancel()
+            span.request = None
+            return
+        at, end = sink.end - part.tail_bytes, sink.end
+        at += -at % self._block_bytes  # a file's last block is shorter
+        if not sink.position + sink.block_left <= at < end:
+            return
+        try:
+            span.start(at, end, "steal")
+        except StoreFull:
+            return
+        sink.cut(at)
+
+
+class Memory:
+    """A hedge's bytes: they count only when all have come."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.position, self.end = start, start, end
+        self.data = memoryview(bytearray(end - start))
+
+    @property
+    def complete(self) -> bool:
+        """All have come."""
+        return self.position >= self.end
+
+    def window(self) -> memoryview:
+        """Where the next bytes go."""
+        return self.data[self.position - self.start :][: 1 << 20]
+
+    def advance(self, count: int) -> bool:
+        """`count` bytes are there; true now and then, when the task should let others work."""
+        self.position += count
+        return True
+
+
+Target = Sink | Memory
