@@ -380,6 +380,41 @@ def test_an_object_that_changes_ends_the_load_and_is_followed_when_told(cluster,
         assert cluster.report(name)["seal"] == "sealed"
 
 
+def test_what_was_sealed_is_sealed_after_everything_was_started_again(cluster, oss):
+    sizes = {"x": 4 * MIB, "y": 2 * MIB + 1}
+    source = make_model(cluster.folder / "source" / "model", 90, sizes)
+    server = oss(cluster.folder / "source")
+    environment = connector_environment(server, cluster.folder)
+    for again in (False, True):
+        cluster.start_tracker("--start-with", "2")
+        nodes = {
+            name: cluster.start_node(name, "--until-complete", *CHUNKS, env=environment)
+            for name in ("a", "b")
+        }
+        finish(cluster, nodes, hashes(source))
+        assert {cluster.report(name)["seal"] for name in nodes} == {"sealed"}
+        for process in cluster.processes:
+            process.kill()
+        if again:
+            assert sums(cluster, list(nodes), "origin_bytes") == 0
+            assert server.object_gets == 6 + 1, "six chunks and a bit, once"
+
+
+def test_without_a_tracker_a_node_seals_what_it_has_read(cluster, oss):
+    sizes = {"x": 6 * MIB}
+    source = make_model(cluster.folder / "source" / "model", 91, sizes)
+    server = oss(cluster.folder / "source", fault=lambda _: Fault(rate_bytes_s=2 * MIB))
+    tracker = cluster.start_tracker()
+    node = cluster.start_node(
+        "a", "--until-complete", "--linger", "0", *CHUNKS,
+        env=connector_environment(server, cluster.folder),
+    )  # fmt: skip
+    wait_until(lambda: (s := cluster.node_status("a")) and s["held_chunks"] >= 2, "2 chunks")
+    tracker.kill()
+    finish(cluster, {"a": node}, hashes(source))
+    assert cluster.report("a")["seal"] == "sealed"
+
+
 def test_planted_secrets_appear_nowhere(one, oss):
     sizes = {"x": 2 * MIB}
     make_model(one.folder / "source" / "model", 89, sizes)
