@@ -121,7 +121,11 @@ class Fetcher:
         parts = []
         for block in range(self._chunks.manifest.block_count(job.chunk)):
             if block not in crcs:
-                crcs[block] = crc(self._chunks.read_block(job.chunk, block))
+                data = self._chunks.verified_block(job.chunk, block)
+                if data is None:
+                    self._chunks.map.set(job.chunk, block, 0)
+                    raise OriginError(f"block {block} is damaged in the cache", fatal=False)
+                crcs[block] = crc(data)
             parts.append((crcs[block], self._chunks.block_length(job.chunk, block)))
         return combine(job.checksum, parts).to_bytes(CHECKSUM_BYTES, "big")
 

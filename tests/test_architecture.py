@@ -13,8 +13,8 @@ PACKAGES = ("p2p", "tracker", "node", "simulations")
 EDGE_OF_P2P = {"connection", "outbox", "web"}
 PURE_TRACKER = {"leases", "model", "member", "assignment", "directory", "sealing", "view"}
 ALLOWED_IN_PURE = {
-    "bisect", "collections", "dataclasses", "email", "enum", "functools", "hashlib", "heapq",
-    "hmac", "ipaddress", "math", "msgpack", "random", "re", "struct", "typing", "xxhash",
+    "bisect", "collections", "contextlib", "dataclasses", "email", "enum", "functools", "hashlib",
+    "heapq", "hmac", "ipaddress", "math", "msgpack", "random", "re", "struct", "typing", "xxhash",
     "p2p", "tracker",
 }  # fmt: skip
 
@@ -23,7 +23,7 @@ LONGER_FILES = {
     "node/fetch.py": (430, "one request's life: slot, try, hedge, resume"),
     "p2p/swarm.py": (560, "one state machine: its transitions are read side by side"),
     "p2p/messages.py": (540, "every message of the wire and its codec, in one place"),
-    "tracker/model.py": (480, "one state machine, like the swarm"),
+    "tracker/model.py": (510, "one state machine, like the swarm"),
     "node/daemon.py": (475, "the root: builds and ties together what others define"),
 }
 MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 70, 100

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
+import fastcrc
 import pytest
 import trio
 
@@ -232,6 +233,20 @@ async def test_a_rehash_tells_good_from_damaged(bench):
         stream.write(b"\xee\xee")
     bench.pool.submit(0, jobs.RehashJob(0, bench.pin(0)))
     assert (await bench.report(jobs.Damaged)).chunk == 0
+    with closing(Chunks(bench.store.directory)) as chunks:
+        assert chunks.missing_range(0) == (0, CHUNK)
+
+
+async def test_a_checksum_is_that_of_verified_bytes_or_none(bench):
+    await bench.fetched(0)
+    bench.pool.submit(0, jobs.ChecksumJob(0, "crc64xz"))
+    report = await bench.report(jobs.Checksummed)
+    assert report.checksum == fastcrc.crc64.xz(bench.data(0)).to_bytes(8, "big")
+    with bench.store.file_path(0).open("r+b") as stream:
+        stream.seek(2 * BLOCK + 3)
+        stream.write(b"\xee\xee")
+    bench.pool.submit(0, jobs.ChecksumJob(0, "crc64xz"))
+    assert (await bench.report(jobs.Damaged)).chunk == 0, "rotten bytes must not condemn a file"
     with closing(Chunks(bench.store.directory)) as chunks:
         assert chunks.missing_range(0) == (0, CHUNK)
 
