@@ -288,8 +288,8 @@ class Daemon:
                 await self._pins_came.wait()
         pins = {chunk: self._tracker_pins[chunk] for chunk in chunks if chunk in self._tracker_pins}
         log.info("hashing existing files in the model dir: %d chunks", len(pins))
-        adopted = await adopt_existing(self.pool, store, candidates, pins, self.config.replace)
-        self.view.adopted_bytes = adopted.read_bytes
+        adopted = self.view.adopted
+        await adopt_existing(self.pool, store, candidates, pins, self.config.replace, adopted)
         return adopted.adopted_bytes
 
     # -- the tracker ------------------------------------------------------------------------------

@@ -79,13 +79,15 @@ def test_a_pure_module_has_no_clock_no_chance_and_no_io(path):
             assert node.func.id not in ("open", "print"), f"line {node.lineno}"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert node.value.id not in ("time", "random"), f"line {node.lineno}: {node.attr}"
-        if isinstance(node, ast.For):
+        if isinstance(node, ast.ImportFrom) and node.module == "random":
+            assert {alias.name for alias in node.names} == {"Random"}, f"line {node.lineno}"
+        if isinstance(node, ast.For | ast.comprehension):
             unordered = isinstance(node.iter, ast.Set | ast.SetComp) or (
                 isinstance(node.iter, ast.Call)
                 and isinstance(node.iter.func, ast.Name)
                 and node.iter.func.id in ("set", "frozenset")
             )
-            assert not unordered, f"line {node.lineno}: the order of a set is chance"
+            assert not unordered, f"line {node.iter.lineno}: the order of a set is chance"
 
 
 def calls(path: Path) -> list[tuple[str, int]]:
