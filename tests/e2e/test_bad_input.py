@@ -197,12 +197,14 @@ def test_garbage_on_both_listeners_ends_that_connection_only(one):
     for address in (one.tracker_address, status["peers_at"][0]):
         host, port = address.rsplit(":", 1)
         for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, b"\0\0\0\5hello", b"\0\0\0\x20ab"):
-            with socket.create_connection((host, int(port)), timeout=10) as connection:
-                with contextlib.suppress(OSError):  # it may have been reset by now
-                    connection.sendall(garbage)
-                    connection.shutdown(socket.SHUT_WR)
-                    while connection.recv(4096):
-                        pass
+            with (
+                socket.create_connection((host, int(port)), timeout=10) as connection,
+                contextlib.suppress(OSError),  # it may have been reset by now
+            ):
+                connection.sendall(garbage)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(4096):
+                    pass
     other = one.start_node("b", "--origin", source.as_uri(), "--until-complete")
     assert other.wait() == 0, other.text
     for process in (tracker, node):
