@@ -32,15 +32,17 @@ async def adopt_existing(
     candidates: Mapping[int, Path],
     pins: Mapping[Chunk, bytes],
     replace: bool,
-) -> Adopted:
+    adopted: Adopted,
+) -> None:
     """Read the chunks of `pins` from `candidates` (file index to path) into the store.
 
-    Must run before anything else takes the pool's reports.
+    Must run before anything else takes the pool's reports. What was read is counted in `adopted`
+    as it comes.
 
     Raises:
       UsageError: a file differs and `replace` is not set; it names the files.
     """
-    manifest, adopted = store.manifest, Adopted()
+    manifest = store.manifest
     waiting = sorted(pins, reverse=True)
     differing: set[int] = set()
     under_way = 0
@@ -74,4 +76,3 @@ async def adopt_existing(
         raise UsageError(
             f"existing files differ from the model: {names}; move them away, or use --replace"
         )
-    return adopted

@@ -8,14 +8,11 @@ from node.tracker_client import TrackerClient
 from node.view import View
 from p2p import messages
 from p2p.bitfield import Bitfield
+from p2p.ids import ManifestId
 
 
 class Announcer:
-    """Announces to the tracker.
-
-    Args:
-      can_fetch: whether this node knows an origin.
-    """
+    """Announces to the tracker. `can_fetch` says whether this node knows an origin."""
 
     def __init__(self, tracker: TrackerClient, view: View, timeouts: Timeouts) -> None:
         self._tracker = tracker
@@ -28,10 +25,11 @@ class Announcer:
         """The session ended: the next one is to hear everything."""
         self._announced = None
 
-    def announce_empty(self, held: Bitfield) -> None:
+    def announce_empty(self, manifest_id: ManifestId, held: Bitfield) -> None:
         """Keep the session alive, and ask for no lease, while existing files are hashed."""
         self._announced = bytes(held)
-        self._tracker.send(messages.Announce(self._announced, [], [], 0, 0, 0, 0))
+        announce = messages.Announce(self._announced, [], [], 0, 0, 0, 0, 0, manifest_id)
+        self._tracker.send(announce)
 
     def announce(self, download: Download) -> None:
         """Say what is so now."""
@@ -49,6 +47,7 @@ class Announcer:
                 totals.peer_bytes,
                 swarm.statistics().corrupt_chunks,
                 len(swarm.suspects),
+                download.manifest_id,
                 download.origin_requests,
             )
         )

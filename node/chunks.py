@@ -134,6 +134,12 @@ class Chunks:
         at = extent.offset + block * self.manifest.block_bytes
         return os.pread(self.descriptor(extent.file), self.block_length(chunk, block), at)
 
+    def verified_block(self, chunk: Chunk, block: int) -> bytes | None:
+        """A verified block's bytes; None if they do not match their digest any more."""
+        data = self.read_block(chunk, block)
+        at = block * DIGEST_BYTES
+        return data if block_digest(data) == self.digests(chunk)[at : at + DIGEST_BYTES] else None
+
     def check(self, chunk: Chunk, block: int) -> bytes:
         """The digest of a block as it is in the cache now."""
         return block_digest(self.read_block(chunk, block))

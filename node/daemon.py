@@ -279,7 +279,7 @@ class Daemon:
             for chunk in store.manifest.chunks_of(file)
             if chunk not in store.held
         ]
-        self.announcer.announce_empty(store.held)
+        self.announcer.announce_empty(store.manifest.id, store.held)
         for start in range(0, len(chunks), messages.MAX_BATCH):
             self._pins_came = trio.Event()
             self.tracker.send(messages.PinsQuery(chunks[start : start + messages.MAX_BATCH]))
@@ -287,8 +287,8 @@ class Daemon:
                 await self._pins_came.wait()
         pins = {chunk: self._tracker_pins[chunk] for chunk in chunks if chunk in self._tracker_pins}
         log.info("hashing existing files in the model dir: %d chunks", len(pins))
-        adopted = await adopt_existing(self.pool, store, candidates, pins, self.config.replace)
-        self.view.adopted_bytes = adopted.read_bytes
+        adopted = self.view.adopted
+        await adopt_existing(self.pool, store, candidates, pins, self.config.replace, adopted)
         return adopted.adopted_bytes
 
     # -- the tracker ------------------------------------------------------------------------------
@@ -393,9 +393,7 @@ class Daemon:
             case messages.ChecksumsWanted(chunks):
                 self.seal.wanted(chunks)
             case messages.SealBroken(file, stored, read):
-                text = self.seal.broken(file, stored, read)
-                if self.config.until_complete:
-                    raise P2PError(text)
+                self.seal.broken(file, stored, read)
 
     def _pins_known(self, chunks: list[int], pins: bytes) -> None:
         if self.manifest is None:
@@ -432,6 +430,8 @@ class Daemon:
         """It is complete, or the seal has decided about it."""
         if self.delivery is not None:
             self.delivery.look(file)
+        if self.seal is not None and file in self.seal.seal.broken and self.config.until_complete:
+            raise P2PError(self.seal.broken_text(file))
 
     def _on_complete(self) -> None:
         if self.report.completed_at is None:

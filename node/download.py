@@ -25,7 +25,7 @@ from node.tracker_client import TrackerClient
 from node.workers import WorkerPool
 from p2p import events, messages
 from p2p.errors import OriginError, UsageError
-from p2p.ids import Chunk, NodeId, short
+from p2p.ids import Chunk, ManifestId, NodeId, short
 from p2p.swarm import Swarm
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,11 @@ class Download:
         self.resumed_bytes = 0
         self.last_origin_error = ""
         self.origin_requests = 0
+
+    @property
+    def manifest_id(self) -> ManifestId:
+        """The revision."""
+        return self._store.manifest.id
 
     def feed(self, event: events.Event) -> None:
         """Give the swarm an event and carry out what it commands."""
@@ -241,6 +246,7 @@ class Download:
             case jobs.Damaged(chunk):
                 log.warning("damaged chunk=%d in the cache: dropped, to be fetched again", chunk)
                 self._store.forget(chunk)
+                self._seal.computed(chunk, b"")
                 self.feed(events.ChunkDamaged(chunk))
             case jobs.Checksummed(chunk, checksum):
                 self._seal.computed(chunk, checksum)

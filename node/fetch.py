@@ -88,14 +88,8 @@ class Fetcher:
         self._totals.under_way[job.chunk] = 0
         try:
             await self._fetch(job)
-        except* StoreFull as group:
-            self._report(_ended(job, str(_first(group)), no_space=True))
-        except* OriginError as group:
-            error = _first(group)
-            assert isinstance(error, OriginError)
-            self._report(_ended(job, str(error), error))
-        except* BROKEN as group:
-            self._report(_ended(job, f"{shown(job.url)}: {_reason(_first(group))}"))
+        except* (StoreFull, OriginError, OSError, trio.TooSlowError) as group:
+            self._report(_ended(job, _first(group)))
         finally:
             self._totals.under_way.pop(job.chunk, None)
 
@@ -137,7 +131,11 @@ class Fetcher:
         parts = []
         for block in range(self._chunks.manifest.block_count(job.chunk)):
             if block not in crcs:
-                crcs[block] = crc(self._chunks.read_block(job.chunk, block))
+                data = self._chunks.verified_block(job.chunk, block)
+                if data is None:
+                    self._chunks.map.set(job.chunk, block, 0)
+                    raise OriginError(f"block {block} is damaged in the cache", fatal=False)
+                crcs[block] = crc(data)
             parts.append((crcs[block], self._chunks.block_length(job.chunk, block)))
         return combine(job.checksum, parts).to_bytes(CHECKSUM_BYTES, "big")
 
@@ -401,7 +399,7 @@ class Fetcher:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One of a group's errors: the origin's own word if there is one."""
+    """One of a group's errors: no space before the origin's own word before a broken connection."""
     found: list[BaseException] = []
     waiting: list[BaseException] = [group]
     while waiting:
@@ -410,19 +408,21 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
             waiting += error.exceptions
         else:
             found.append(error)
-    return min(found, key=lambda error: not isinstance(error, OriginError))
+    ranks = (StoreFull, OriginError, BaseException)
+    return min(found, key=lambda one: [isinstance(one, rank) for rank in ranks].index(True))
 
 
 def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or "no byte came in time"
 
 
-def _ended(
-    job: jobs.FetchJob, text: str, error: OriginError | None = None, *, no_space: bool = False
-) -> jobs.FetchEnded:
-    if error is None:
-        return jobs.FetchEnded(job.chunk, text, False, 0.0, no_space)
+def _ended(job: jobs.FetchJob, error: BaseException) -> jobs.FetchEnded:
+    if isinstance(error, StoreFull):
+        return jobs.FetchEnded(job.chunk, str(error), False, 0.0, True)
+    if not isinstance(error, OriginError):
+        text = f"{shown(job.url)}: {_reason(error)}"
+        return jobs.FetchEnded(job.chunk, text, False, 0.0, False)
     return jobs.FetchEnded(
-        job.chunk, text, error.fatal, error.retry_after_s or 0.0, no_space,
+        job.chunk, str(error), error.fatal, error.retry_after_s or 0.0, False,
         error.status, error.code, error.date, error.location,
     )  # fmt: skip

@@ -62,7 +62,8 @@ def inherit(cache_dir: Path, manifest: Manifest) -> int:
     if contents.pins:
         Journal(directory / "journal", contents).close()
     total = sum(manifest.extent(chunk).length for chunk in contents.pins)
-    log.info("taken over from older revisions bytes=%d", total)
+    if total:
+        log.info("taken over from older revisions bytes=%d", total)
     return total
 
 

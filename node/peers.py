@@ -265,8 +265,9 @@ class Peers:
                 reason = str(group.exceptions[0])
                 if isinstance(group.exceptions[0], ProtocolError):
                     log.warning("session closed peer=%s error=%s", short(peer), reason)
-        with trio.CancelScope(shield=True):
-            await frames.aclose()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await frames.aclose()
         if self._scopes.get(peer) is scope:
             del self._scopes[peer], self._outboxes[peer]
             self._unready.pop(peer, None)

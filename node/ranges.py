@@ -18,8 +18,9 @@ from p2p.units import MIB
 RANGE_LOWEST, RANGE_FIRST, RANGE_HIGHEST = 4 * MIB, 8 * MIB, 32 * MIB
 QUICK_S, SLOW_S = 0.1, 2.0  # below: the request itself is the cost; above: a cut costs too much
 
-FRUITLESS = 5  # answers in a row with a good head and not one byte of the body: no outage is so
-TRANSIENT = 4  # 503, 429 and broken connections in a row, before the lease's own rules decide
+# Each counted since the last byte that came:
+FRUITLESS = 5  # answers with a good head and not one byte of the body: no outage is so
+TRANSIENT = 4  # 503, 429 and broken connections, before the lease's own rules decide
 LONG_WAIT_S = 2.0  # a lease lives so long without progress: a longer wait is for another node
 STALL_FIRST_S, STALL_CAP_S = 1.5, 12.0  # below the lease's 2 s, then longer: a loaded store is slow
 

@@ -67,37 +67,35 @@ class NodeSeal:
         if file in self.seal.sealed:
             self._store.record_seal(file)
         else:
-            self._say_broken(file)
+            self._store.record_broken(file)
+            log.error("%s", self.broken_text(file))
         self._on_change(file)
 
-    def broken(self, file: int, stored: str, read: str) -> str:
-        """The tracker says that a file is not what the store has; returns the line for people."""
-        if file >= len(self._store.manifest.files):
-            return f"the tracker names file {file} of {len(self._store.manifest.files)}"
-        self.seal.condemn(file, stored, read)
-        return self._say_broken(file)
+    def broken(self, file: int, stored: str, read: str) -> None:
+        """The tracker says that a file is not what the store has."""
+        if file < len(self._store.manifest.files):
+            self.seal.condemn(file, stored, read)
+            self._settled(file)
 
-    def _say_broken(self, file: int) -> str:
-        self._store.record_broken(file)
+    def broken_text(self, file: int) -> str:
+        """The line for people about a file that is broken."""
         manifest, broken = self._store.manifest, self.seal.broken[file]
         name = f"{manifest.origin.rstrip('/')}/{manifest.files[file].path}"
-        text = (
+        return (
             f"{name}: what was read does not match the store's checksum "
             f"(store {broken.stored}, read {broken.read}): not delivered"
         )
-        log.error("%s", text)
-        return text
 
     # -- checksums --------------------------------------------------------------------------------
 
     def wanted(self, chunks: list[Chunk]) -> None:
         """The tracker lacks the checksums of these chunks."""
-        known = [c for c in chunks if c in self._store.held and self._store.checksums.get(c)]
+        held = [c for c in chunks if c < self._store.held.size and c in self._store.held]
+        known = [c for c in held if self._store.checksums.get(c)]
         if known:
             joined = b"".join(self._store.checksums[chunk] for chunk in known)
             self._tracker.send(messages.Checksums(known, joined))
-        unknown = (c for c in chunks if c in self._store.held and not self._store.checksums.get(c))
-        self._compute(unknown)
+        self._compute(chunk for chunk in held if not self._store.checksums.get(chunk))
 
     def _compute(self, chunks: Iterable[Chunk]) -> None:
         for chunk in chunks:

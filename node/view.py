@@ -3,6 +3,7 @@
 import resource
 from typing import Any
 
+from node.adopt import Adopted
 from node.config import JoinConfig
 from node.download import Download
 from node.limits import limit_command
@@ -47,13 +48,13 @@ class View:
         self.download: Download | None = None
         self.started_at = 0.0
         self.http_at: list[str] = []
-        self.adopted_bytes = 0
+        self.adopted = Adopted()
         """read from existing files by workers, which count them as origin bytes"""
 
     @property
     def origin_bytes(self) -> int:
         """Body bytes received from the origin in this run."""
-        return max(0, self.pool.totals().origin_bytes - self.adopted_bytes)
+        return max(0, self.pool.totals().origin_bytes - self.adopted.read_bytes)
 
     def write_report(self) -> None:
         """Bring the report up to date and write it, if a file was named."""

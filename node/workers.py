@@ -106,6 +106,7 @@ class _Handle:
                 self.fetches.pop(chunk, None)
             case jobs.Damaged(chunk):
                 self.rehashes.pop(chunk, None)
+                self.checksums.pop(chunk, None)
             case jobs.Checksummed(chunk=chunk):
                 self.checksums.pop(chunk, None)
             case jobs.LinkClosed(link=link):

@@ -142,6 +142,8 @@ class Announce(Message):
     `bitfield` is empty when it has not changed since the last announce of this session, and always
     present in the first one. `fetching` and `received` (bytes so far of each) are the leases under
     way. `wanted` is how many leases the node could hold at once in all (0: it cannot fetch).
+    `manifest` is the id of the revision that all this is about: a node that keeps an older one than
+    the swarm's must not be taken for a holder of the new.
     `origin_requests` counts the ranges that the origin granted.
     """
 
@@ -154,6 +156,7 @@ class Announce(Message):
     peer_bytes: U63
     corrupt_chunks: U32
     suspect_chunks: U32 = 0
+    manifest: Hash = b""
     origin_requests: U63 = 0
 
 

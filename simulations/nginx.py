@@ -1,11 +1,13 @@
 """A real nginx on a free loopback port: one worker process, sendfile, nothing logged."""
 
+import os
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = """
@@ -22,9 +24,26 @@ WHERE = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 START_S, STOP_S = 10.0, 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Nginx:
+    """A running server. `url` has no slash at its end."""
+
+    url: str
+    pid: int
+
+    def cpu_s(self) -> float:
+        """CPU seconds of its worker process so far, to a clock tick (10 ms)."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        ticks = 0
+        for child in children:
+            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def serving(root: Path, work: Path) -> Iterator[str]:
-    """Serve a folder; gives the URL, without a slash at its end.
+def serving(root: Path, work: Path) -> Iterator[Nginx]:
+    """Serve a folder.
 
     Args:
       root: started by root, nginx reads it as another user: it must be readable for all.
@@ -47,7 +66,7 @@ def serving(root: Path, work: Path) -> Iterator[str]:
     )  # fmt: skip
     try:
         _wait_for(process, port, errors)
-        yield f"http://127.0.0.1:{port}"
+        yield Nginx(f"http://127.0.0.1:{port}", process.pid)
     finally:
         process.terminate()
         try:

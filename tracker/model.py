@@ -5,6 +5,7 @@ node's session. The manifest comes from the node that holds the listing lease, o
 of the tracker, from a node that runs with it.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -82,11 +83,14 @@ class Model:
         self._out = []
         if node in self.nodes:
             self._forget(node, now)
+        offered = Manifest.decode(join.manifest) if join.manifest and join.confirmed else None
+        if offered is not None:
+            self._check_name(offered)
         self.nodes[node] = Node(node, join, heard_at=now)
-        if self.manifest is None and join.manifest and join.confirmed:
+        if self.manifest is None and offered is not None:
             self._settle_until = now + SETTLE_S
             self._start_with = 1
-            self._adopt(Manifest.decode(join.manifest), True)
+            self._adopt(offered, True)
         elif self.manifest is not None:
             self._send_joined(self.nodes[node])
         elif self._listing is None:
@@ -196,10 +200,10 @@ class Model:
             self._origin_failed(self._relisting)
             return
         offered = [node.join.manifest for node in self.nodes.values() if node.join.manifest]
-        if offered:
-            best = max(offered, key=lambda data: (offered.count(data), data))
-            self._adopt(Manifest.decode(best), False)
-            return
+        for data in sorted(set(offered), key=lambda data: (-offered.count(data), data)):
+            with suppress(ManifestError):  # another model's, or not one at all
+                self._adopt(Manifest.decode(data), False)
+                return
         for node in self.nodes.values():
             self._out.append((node.node, m.OriginFailed(node.listing_failed)))
 
@@ -218,10 +222,7 @@ class Model:
         if manifest.same_objects(self.manifest):
             self._origin_failed(text)
         else:
-            ours = self.manifest
-            self._move_to(
-                replace(manifest, chunk_bytes=ours.chunk_bytes, block_bytes=ours.block_bytes)
-            )
+            self._move_to(succeeding(self.manifest, manifest))
 
     def _origin_failed(self, text: str) -> None:
         self._relisting = ""
@@ -271,6 +272,9 @@ class Model:
     def _announce(self, node: Node, message: m.Announce, now: float) -> None:
         if self.manifest is None or self.leases is None:
             raise RemoteProtocolError("an announce before the manifest is known")
+        if message.manifest and message.manifest != self.manifest.id:
+            node.outdated = True  # it keeps another revision, and was told of this one
+            return
         if len(message.fetching) != len(message.received):
             raise RemoteProtocolError("an announce with fetching and received of two lengths")
         if message.fetching and max(message.fetching) >= self.manifest.chunk_count:
@@ -410,7 +414,7 @@ class Model:
         if self._relisting:
             return
         if message.changed and any(other.join.follow for other in self._current()):
-            self._relisting = message.text
+            self._relisting = message.text or "the origin's objects have changed"
             for other in self.nodes.values():
                 other.listing_failed = ""
             self._assign_listing(now)
@@ -493,7 +497,7 @@ class Model:
 
     def _only_copies(self, node: Node) -> m.OnlyCopies:
         mine = int.from_bytes(bytes(node.bits or b""), "big")
-        others = [n for n in self.nodes.values() if n.node != node.node]
+        others = [n for n in self._current() if n.node != node.node]
         incomplete = sum(not other.complete for other in others)
         return m.OnlyCopies((mine & ~self._union(node.node)).bit_count(), incomplete)
 
@@ -518,3 +522,14 @@ class Model:
             self._be_hungry(other.node, now)
         if self._listing == node_id:
             self._assign_listing(now)
+
+
+def succeeding(ours: Manifest, listed: Manifest) -> Manifest:
+    """A new listing as the revision after `ours`: its sizes, and its count of second readings."""
+    attempts = {replace(file, attempt=0): file.attempt for file in ours.files}
+    return replace(
+        listed,
+        files=tuple(replace(file, attempt=attempts.get(file, 0)) for file in listed.files),
+        chunk_bytes=ours.chunk_bytes,
+        block_bytes=ours.block_bytes,
+    )

@@ -5,9 +5,13 @@ tmpfs, into a fresh folder; every byte is compared afterwards. The first round i
 virtual machine's first touch of its memory is slow, and from then on all use the same pages.
 
 CPU time is `os.wait4`'s: of the process and of all children that it waited for, so a node's workers
-are in it (which `check_workers_counted` checks against the node's own report). Seconds are of the
+are in it (which `with_report` checks against the node's own report). Seconds are of the
 whole process: of a node, Python's start, the tracker's answers and its orderly end are in them.
 Machines differ in speed from minute to minute, so ratios are of runs in the same round.
+
+On loopback, the kernel does a part of the sender's work in whoever reads and acknowledges, or
+leaves it to nginx, depending on how a program reads. So nginx's CPU time is shown beside each
+program's.
 """
 
 import json
@@ -23,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,7 +37,7 @@ from rich.table import Table
 
 from p2p.errors import UsageError
 from p2p.units import MIB, format_size, parse_size
-from simulations.nginx import serving
+from simulations.nginx import Nginx, serving
 
 console = Console()
 
@@ -56,6 +60,7 @@ class Run:
     seconds: float
     user_s: float
     system_s: float
+    nginx_s: float = 0.0
     own_s: float | None = None
     report_cpu_s: float | None = None
     report_worker_cpu_s: float | None = None
@@ -159,7 +164,7 @@ def timed(name: str, command: list[str], size: int) -> Run:
     return Run(seconds, usage.ru_utime, usage.ru_stime)
 
 
-def check_workers_counted(run: Run, report: dict[str, Any]) -> Run:
+def with_report(run: Run, report: dict[str, Any]) -> Run:
     """The same run with the report's figures, once the two accounts of CPU time agree.
 
     Raises:
@@ -169,8 +174,10 @@ def check_workers_counted(run: Run, report: dict[str, Any]) -> Run:
         raise SystemExit(
             f"CPU seconds: {run.cpu_s:.2f} by wait4, {report['cpu_seconds']:.2f} by the report"
         )
-    return Run(run.seconds, run.user_s, run.system_s, report["seconds"], report["cpu_seconds"],
-               report["worker_cpu_seconds"])  # fmt: skip
+    return replace(
+        run, own_s=report["seconds"], report_cpu_s=report["cpu_seconds"],
+        report_worker_cpu_s=report["worker_cpu_seconds"],
+    )  # fmt: skip
 
 
 # -- one comparison -------------------------------------------------------------------------------
@@ -187,9 +194,11 @@ class Comparison:
         self._folder = folder
         self._size = size
         self._workers = workers
+        self._load = os.getloadavg()[0]
         self._source = folder / "origin" / BUCKET / KEY
-        self._peers = {name: command for name, command in peers().items() if command is not None}
-        self.missing = sorted(peers().keys() - self._peers.keys())
+        commands = peers()
+        self._peers = {name: command for name, command in commands.items() if command is not None}
+        self.missing = [name for name, command in commands.items() if command is None]
         self.runs: dict[str, list[Run]] = {name: [] for name in (OURS, *self._peers)}
 
     @property
@@ -206,15 +215,17 @@ class Comparison:
             for at in range(0, self._size, STEP):
                 stream.write(os.urandom(min(STEP, self._size - at)))
 
-    def round(self, url: str, counted: bool) -> None:
+    def round(self, nginx: Nginx, counted: bool) -> None:
         """Each program once."""
         for name in self.runs:
             to = self._folder / "copy"
             to.mkdir()
+            before = nginx.cpu_s()
             try:
-                run = self._one(name, url, to)
+                run = self._one(name, nginx.url, to)
             finally:
                 shutil.rmtree(to)
+            run = replace(run, nginx_s=nginx.cpu_s() - before)
             if counted:
                 self.runs[name].append(run)
             per_gb = self._size / GB
@@ -227,7 +238,7 @@ class Comparison:
         if name == OURS:
             with tracker() as address:
                 run = timed(name, node_command(address, self._workers, url, to), self._size)
-            run = check_workers_counted(run, json.loads((to / "report.json").read_text()))
+            run = with_report(run, json.loads((to / "report.json").read_text()))
             self._compare(name, to / "model" / KEY)
         else:
             run = timed(name, self._peers[name](url, to), self._size)
@@ -258,6 +269,7 @@ class Comparison:
             "cpu_s_per_gb": statistics.median(run.cpu_s / size for run in runs),
             "user_s_per_gb": statistics.median(run.user_s / size for run in runs),
             "system_s_per_gb": statistics.median(run.system_s / size for run in runs),
+            "nginx_s_per_gb": statistics.median(run.nginx_s / size for run in runs),
             "gb_per_s": statistics.median(size / run.seconds for run in runs),
             "seconds": statistics.median(run.seconds for run in runs),
             "own_seconds": statistics.median(own) if own else None,
@@ -274,7 +286,8 @@ class Comparison:
         return {
             "bench": "fetch", "size_bytes": self._size, "machine": platform.machine(),
             "cores": os.cpu_count(), "python": platform.python_version(),
-            "kernel": platform.release(), "command": command, "missing": self.missing,
+            "kernel": platform.release(), "load": self._load, "command": command,
+            "missing": self.missing,
             "programs": {name: self.figures(name) for name in self.runs},
             "cpu_to_curl": self.ratio("curl", lambda run: run.cpu_s),
             "speed_to_aria2c": self.ratio("aria2c", lambda run: 1 / run.seconds),
@@ -282,13 +295,14 @@ class Comparison:
 
     def show(self, result: dict[str, Any]) -> None:
         """The table, the machine, the ratios."""
-        table = Table("program", "CPU s/GB", "user", "system", "GB/s", "seconds", "own seconds")
+        table = Table("program", "CPU s/GB", "user", "system", "nginx's", "GB/s", "seconds", "own")
         for name, figures in result["programs"].items():
             own = figures["own_seconds"]
             table.add_row(
                 name, f"{figures['cpu_s_per_gb']:.3f}", f"{figures['user_s_per_gb']:.3f}",
-                f"{figures['system_s_per_gb']:.3f}", f"{figures['gb_per_s']:.2f}",
-                f"{figures['seconds']:.2f}", "" if own is None else f"{own:.2f}",
+                f"{figures['system_s_per_gb']:.3f}", f"{figures['nginx_s_per_gb']:.3f}",
+                f"{figures['gb_per_s']:.2f}", f"{figures['seconds']:.2f}",
+                "" if own is None else f"{own:.2f}",
             )  # fmt: skip
         for name in self.missing:
             table.add_row(name, "not installed")
@@ -302,7 +316,8 @@ class Comparison:
         console.print(f"our CPU seconds: {waited:.2f} by wait4, {reported:.2f} by the report")
         console.print(
             f"{result['machine']}, {result['cores']} cores, python {result['python']}, "
-            f"Linux {result['kernel']}; repeat: {result['command']}", soft_wrap=True,
+            f"Linux {result['kernel']}, load {result['load']:.1f} before the first round; "
+            f"repeat: {result['command']}", soft_wrap=True,
         )  # fmt: skip
 
 
@@ -358,9 +373,9 @@ def measure(size_text: str, runs: int, workers: int | None, json_file: Path | No
         comparison.write_source()
         work = comparison.origin.parent / "nginx"
         work.mkdir()
-        url = stack.enter_context(serving(comparison.origin, work))
+        nginx = stack.enter_context(serving(comparison.origin, work))
         for number in range(runs + 1):
-            comparison.round(url, counted=number > 0)
+            comparison.round(nginx, counted=number > 0)
         result = comparison.result(" ".join(words))
     comparison.show(result)
     if json_file is not None:

@@ -1,5 +1,6 @@
 """What every origin promises: `file://`, a real nginx, a plain HTTP server and one with TLS."""
 
+import os
 import ssl
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
 import trustme
 from support.cluster import make_model
 from support.faulty import FaultyOrigin
@@ -133,6 +135,21 @@ async def test_a_limited_download_takes_its_time_whatever_the_origin_is(place, r
     await origin.aclose()
 
 
+async def test_a_local_listing_reads_no_byte_of_any_file(tmp_path):
+    def read_bytes() -> int:
+        words = Path("/proc/self/io").read_text().split()
+        return int(words[words.index("rchar:") + 1])
+
+    root = tmp_path / "model"
+    root.mkdir()
+    with (root / "sparse").open("wb") as stream:
+        stream.truncate(1 << 30)
+    before = read_bytes()
+    manifest = await open_origin(root.as_uri() + "/").list("m", 1 << 24, 1 << 20)
+    assert manifest.total_bytes == 1 << 30
+    assert read_bytes() - before < 64 * KIB, "this measurement, and a module that is imported"
+
+
 async def test_every_chunk_is_read_whole_once_and_right(place, reader):
     here = place(SIZES)
     origin = open_origin(here.url)
@@ -164,6 +181,28 @@ async def test_a_file_that_changed_since_the_listing_is_a_fatal_error(place, rea
     assert ended.fatal
     assert "changed" in ended.text
     assert "/x" in ended.text
+
+
+@pytest.mark.parametrize(("size", "words"), [(100 * KIB, "changed"), (BLOCK, "shorter")])
+async def test_a_local_file_that_changes_while_it_is_read_is_a_fatal_error(
+    tmp_path, reader, size, words
+):
+    root = make_model(tmp_path / "model", 72, {"x": 100 * KIB})
+    origin = open_origin(root.as_uri() + "/")
+    manifest = await origin.list("m", CHUNK, BLOCK)
+    work = reader(manifest)
+    job = await origin.fetch_job(manifest, 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.fetcher.fetch, job)
+        while not work.totals.bytes:
+            await trio.lowlevel.checkpoint()
+        assert work.totals.bytes < CHUNK, "in the middle of it"
+        os.truncate(root / "x", 0)
+        os.truncate(root / "x", size)
+    (ended,) = work.reports
+    assert isinstance(ended, jobs.FetchEnded)
+    assert ended.fatal
+    assert words in ended.text
 
 
 async def test_a_file_that_is_gone_is_a_fatal_error(place, reader):

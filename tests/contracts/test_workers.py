@@ -4,24 +4,30 @@ The other end of each data connection is the test itself, so that it can answer 
 """
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
+import fastcrc
 import pytest
 import trio
 
 from node import jobs
 from node.chunks import Chunks
 from node.store import Cache, ChunkStore
+from node.uplink import QUEUE
 from node.worker import WorkerSettings
 from node.workers import WorkerPool
 from p2p import dataframe
 from p2p.dataframe import EndStatus, Flag, Header, Kind
 from p2p.digest import block_digest, chunk_pin
+from p2p.errors import StoreError
 from p2p.manifest import File, Manifest
 
 KIB = 1024
@@ -236,6 +242,20 @@ async def test_a_rehash_tells_good_from_damaged(bench):
         assert chunks.missing_range(0) == (0, CHUNK)
 
 
+async def test_a_checksum_is_that_of_verified_bytes_or_none(bench):
+    await bench.fetched(0)
+    bench.pool.submit(0, jobs.ChecksumJob(0, "crc64xz"))
+    report = await bench.report(jobs.Checksummed)
+    assert report.checksum == fastcrc.crc64.xz(bench.data(0)).to_bytes(8, "big")
+    with bench.store.file_path(0).open("r+b") as stream:
+        stream.seek(2 * BLOCK + 3)
+        stream.write(b"\xee\xee")
+    bench.pool.submit(0, jobs.ChecksumJob(0, "crc64xz"))
+    assert (await bench.report(jobs.Damaged)).chunk == 0, "rotten bytes must not condemn a file"
+    with closing(Chunks(bench.store.directory)) as chunks:
+        assert chunks.missing_range(0) == (0, CHUNK)
+
+
 # -- from a peer ----------------------------------------------------------------------------------
 
 
@@ -348,13 +368,32 @@ async def test_answers_out_of_order_and_data_that_was_not_asked_for_end_the_conn
     assert await far.ended()
 
 
+async def test_data_beside_what_was_asked_for_ends_the_connection_and_none_of_it_is_kept(bench):
+    for request, (offset, length) in enumerate([(BLOCK, BLOCK), (0, CHUNK + BLOCK)], 7):
+        far = await near(bench, jobs.AddDownlink)
+        bench.pool.submit(0, jobs.AskJob(request, 1, 0, bench.pin(0)))
+        await far.request()
+        digests = bench.digests(0)
+        frame = Header(Kind.DATA, request, 0, offset, length, Flag.DIGESTS, len(digests))
+        await far.send(frame.encode(), digests, bytes(length))
+        report = await bench.report(jobs.AskEnded)
+        assert report.why == "failed"
+        assert f"data for bytes {offset} came at 0" in report.text
+        await bench.report(jobs.LinkClosed)
+        with closing(Chunks(bench.store.directory)) as chunks:
+            assert chunks.missing_range(0) == (0, CHUNK)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-async def test_a_peer_that_falls_silent_is_given_up_and_its_blocks_are_kept(tmp_path, workers):
+@pytest.mark.parametrize("rest", [0, 1, BLOCK // 2], ids=["in a header", "at once", "in a block"])
+async def test_a_peer_that_falls_silent_is_given_up_and_its_blocks_are_kept(
+    tmp_path, workers, rest
+):
     async with running(tmp_path, workers, first_byte_s=0.3, stall_s=0.3) as bench:
         far = await near(bench, jobs.AddDownlink)
         bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
         frames = answer(bench, await far.request(), bench.data(0), bench.digests(0))
-        await far.send(*frames[:3])
+        await far.send(*frames[:3], *([frames[3], frames[5][:rest]] if rest else []))
         report = await bench.report(jobs.AskEnded)
         assert report.why == "failed"
         assert "no byte came in time" in report.text
@@ -381,6 +420,28 @@ async def test_a_cancel_is_sent_and_the_ended_answer_reported(bench):
     assert (cancel.kind, cancel.request) == (Kind.CANCEL, 7)
     await far.send(Header(Kind.END, 7, 0, status=EndStatus.CANCELLED).encode())
     assert (await bench.report(jobs.AskEnded)).why == "failed"
+
+
+async def test_without_space_nothing_is_asked_of_anybody_and_the_connection_lives_on(
+    tmp_path, monkeypatch
+):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running(tmp_path, 0) as bench:
+        far = await near(bench, jobs.AddDownlink)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "posix_fallocate", full)
+            bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+            assert (await bench.report(jobs.AskEnded)).why == "no_space"
+            bench.pool.submit(0, bench.fetch_job(0))
+            assert (await bench.report(jobs.FetchEnded)).no_space
+        bench.pool.submit(0, jobs.AskJob(8, 1, 0, bench.pin(0)))
+        asked = await far.request()
+        assert asked.request == 8, "the first that was asked"
+        await far.send(*answer(bench, asked, bench.data(0), bench.digests(0)))
+        await bench.report(jobs.Got)
+        assert bench.pool.totals().origin_bytes == 0
 
 
 # -- to a peer ------------------------------------------------------------------------------------
@@ -445,15 +506,72 @@ async def test_upload_slots_are_bounded_and_the_rest_is_told_to_come_again(tmp_p
         assert frame.kind is Kind.DATA, "a blocked read has a slot of its own"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_a_slot_is_free_again_after_a_transfer_however_it_ended(tmp_path, workers):
+    async with running(tmp_path, workers, upload_slots=max(1, workers), reserved_slots=0) as bench:
+        await bench.fetched(0)
+        far = bench.far_end(narrow=True)
+        bench.pool.submit(0, jobs.AddUplink(1, PEER), far.near)
+        for request in (1, 2):
+            await far.send(Header(Kind.REQUEST, request, 0, 0, BLOCK).encode())
+            frame = await far.header(dataframe.DOWNWARD)
+            assert (frame.kind, frame.request) == (Kind.DATA, request)
+            await far.read(frame.digests + frame.length)
+            assert (await far.header(dataframe.DOWNWARD)).kind is Kind.END
+        await far.send(Header(Kind.REQUEST, 3, 0, 0, CHUNK).encode())
+        assert (await far.header(dataframe.DOWNWARD)).kind is Kind.DATA
+        await trio.aclose_forcefully(far.stream)
+        await bench.report(jobs.LinkClosed)
+        other = bench.far_end()
+        bench.pool.submit(0, jobs.AddUplink(2, PEER), other.near)
+        await other.send(Header(Kind.REQUEST, 4, 0, 0, BLOCK).encode())
+        assert (await other.header(dataframe.DOWNWARD)).kind is Kind.DATA
+
+
+async def test_what_one_peer_asks_at_once_is_queued_to_a_bound_refused_and_then_a_flood(bench):
+    await bench.fetched(2)
+    far = await near(bench, jobs.AddUplink)
+    # In one write: the worker reads them all before it answers the first.
+    await far.send(*(Header(Kind.REQUEST, n, 2, 0, 5).encode() for n in range(1, 8)))
+    kinds = {}
+    for _ in range(7):
+        frame = await far.header(dataframe.DOWNWARD)
+        kinds[frame.request] = frame.kind
+        if frame.kind is Kind.DATA:
+            await far.read(frame.digests + frame.length)
+            assert (await far.header(dataframe.DOWNWARD)).kind is Kind.END
+    assert [kinds[n] for n in range(1, 8)] == [Kind.DATA] * QUEUE + [Kind.BUSY] * (7 - QUEUE)
+    await far.send(*(Header(Kind.REQUEST, n, 2, 0, 5).encode() for n in range(16 * QUEUE + 1)))
+    assert "flood" in (await bench.report(jobs.LinkClosed)).text
+
+
+@pytest.mark.parametrize(
+    ("chunk", "offset", "length"),
+    [(99, 0, 5), (0, 1, 5), (0, 0, CHUNK + 1), (2, BLOCK, 8), (0, 0, 0)],
+    ids=["no such chunk", "not at a block", "beyond a chunk", "beyond the file", "nothing"],
+)
+async def test_a_request_out_of_bounds_is_answered_by_the_end_of_its_connection(
+    bench, chunk, offset, length
+):
+    await bench.fetched(0)
+    await bench.fetched(2)
+    far = await near(bench, jobs.AddUplink)
+    await far.send(Header(Kind.REQUEST, 9, chunk, offset, length).encode())
+    assert await far.ended(), "without a byte"
+    assert "request for" in (await bench.report(jobs.LinkClosed)).text
+
+
 # -- a worker's death -----------------------------------------------------------------------------
 
 
 async def test_what_a_dead_worker_owed_is_answered_and_the_next_one_works(tmp_path):
     async with running(tmp_path, 2) as bench:
         far = await near(bench, jobs.AddDownlink)
+        await bench.fetched(2)
         bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
         await far.request()
         before = bench.pool.totals()
+        assert before.origin_bytes == BLOCK + 7
         pid = bench.pool.pids[0]
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -463,3 +581,34 @@ async def test_what_a_dead_worker_owed_is_answered_and_the_next_one_works(tmp_pa
         await bench.fetched(0)
         assert bench.stored(0) == bench.data(0)
         assert bench.pool.totals().origin_bytes == before.origin_bytes + CHUNK
+
+
+async def test_a_dead_workers_fetch_fails_for_now_and_its_hashing_is_done_again(tmp_path):
+    async with running(tmp_path, 2) as bench:
+        await bench.fetched(0)
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        stuck = jobs.FetchJob(2, pipe.as_uri(), [], "", "", 1)  # nobody ever writes into it
+        bench.pool.submit(0, stuck)
+        bench.pool.submit(0, jobs.RehashJob(0, bench.pin(0)))
+        os.kill(bench.pool.pids[0] or 0, signal.SIGKILL)
+        ended = await bench.report(jobs.FetchEnded)
+        assert (ended.chunk, ended.fatal, ended.text) == (2, False, "a data worker died")
+        hashed = await bench.report(jobs.Got)
+        assert (hashed.chunk, hashed.source) == (0, "disk")
+
+
+async def test_a_worker_that_dies_at_once_again_and_again_is_the_end(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with trio.fail_after(10), pytest.raises(ExceptionGroup) as caught:
+        await WorkerPool(1, WorkerSettings()).run()
+    assert caught.group_contains(StoreError, match="died five times")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_a_store_that_a_worker_cannot_open_is_the_end_and_named(tmp_path, workers):
+    pool = WorkerPool(workers, WorkerSettings())
+    pool.submit(0, jobs.OpenModel(str(tmp_path / "nothing here")))
+    with trio.fail_after(10), pytest.raises(ExceptionGroup) as caught:
+        await pool.run()
+    assert caught.group_contains(StoreError, match="nothing here")

@@ -1,5 +1,7 @@
 """What strangers and broken peers send: that connection ends, with its reason, and nothing else."""
 
+from contextlib import closing
+
 import pytest
 from support.cluster import Cluster, make_model, wait_until
 from support.wire import Wire, hello
@@ -15,20 +17,22 @@ MIB = 1024**2
 def standing(tmp_path_factory):
     """A tracker and a complete node `a`; both must be alive, without a traceback, at the end."""
     one = Cluster(tmp_path_factory.mktemp("standing"), 1)
-    source = make_model(one.folder / "source", 51, {"x": 3 * MIB})
-    processes = {"tracker": one.start_tracker("--log-level", "info")}
-    origin = ("--origin", source.as_uri(), "--chunk-size", "1MiB", "--block-size", "256KiB")
-    processes["node"] = one.start_node("a", *origin)
-    status = wait_until(lambda: (s := one.node_status("a")) and s["complete"] and s, "a complete")
-    addresses = {"tracker": one.tracker_address, "node": status["peers_at"][0]}
-    yield processes, addresses, bytes.fromhex(status["manifest_id"])
-    other = one.start_node("b", *origin, "--until-complete", "--linger", "0")
-    assert other.wait() == 0, "both still serve\n" + other.text
-    assert one.report("b")["peer_bytes"] == 3 * MIB
-    for process in processes.values():
-        assert process.popen.poll() is None
-        assert "Traceback" not in process.text, process.text
-    one.close()
+    with closing(one):
+        source = make_model(one.folder / "source", 51, {"x": 3 * MIB})
+        processes = {"tracker": one.start_tracker("--log-level", "info")}
+        origin = ("--origin", source.as_uri(), "--chunk-size", "1MiB", "--block-size", "256KiB")
+        processes["node"] = one.start_node("a", *origin)
+        status = wait_until(
+            lambda: (s := one.node_status("a")) and s["complete"] and s, "a complete"
+        )
+        addresses = {"tracker": one.tracker_address, "node": status["peers_at"][0]}
+        yield processes, addresses, bytes.fromhex(status["manifest_id"])
+        other = one.start_node("b", *origin, "--until-complete", "--linger", "0")
+        assert other.wait() == 0, "both still serve\n" + other.text
+        assert one.report("b")["peer_bytes"] == 3 * MIB
+        for process in processes.values():
+            assert process.popen.poll() is None
+            assert "Traceback" not in process.text, process.text
 
 
 @pytest.fixture
@@ -128,6 +132,18 @@ def test_a_bad_data_header_ends_that_data_connection(standing, dial, header):
     wire = dial(addresses["node"]).handshake(hello("data", manifest))
     wire.sock.sendall(header)
     wire.sock.shutdown(1)
+    assert wire.ended()
+
+
+@pytest.mark.parametrize(("who", "role"), [("tracker", "control"), ("node", "node"), ("node", "")])
+def test_a_role_that_has_no_answer_is_refused_by_name(standing, dial, who, role):
+    _, addresses, manifest = standing
+    wire = dial(addresses[who])
+    wire.send(hello(role, manifest))
+    refusal = wire.receive()
+    assert isinstance(refusal, messages.Refuse)
+    assert refusal.code == "role"
+    assert repr(role) in refusal.text
     assert wire.ended()
 
 

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import urllib.request
+from contextlib import closing
 
 from support.cluster import Cluster, hashes, make_model, wait_until
+from support.faulty import FaultyOrigin
 
 from node.journal import pack_record, parse
 
@@ -122,6 +124,29 @@ def test_after_a_reboot_nothing_is_complete_until_it_was_hashed_again(cluster, n
     assert report["corrupt_chunks"] == 1
     assert report["resumed_bytes"] == 5 * MIB
     assert report["origin_bytes"] <= MIB
+
+
+def test_damage_that_was_found_is_remembered_by_a_node_that_is_killed_before_it_heals(one):
+    source = make_model(one.folder / "source", 66, {"x.bin": 3 * MIB})
+    with closing(FaultyOrigin(source)) as origin:
+        one.start_tracker()
+        options = ("--origin", origin.url, *CHUNKS)
+        node = one.start_node("a", *options)
+        wait_until(lambda: (s := one.node_status("a")) and s["complete"], "a complete")
+        origin.fault = lambda _: "503"
+        flip(next((one.folder / "a" / ".model.shoal").glob("*/files/x.bin")), MIB + 1)
+        other = one.start_node("b", *options)
+        wait_until(lambda: (s := one.node_status("a")) and s["corrupt_chunks"] == 1, "a's count")
+        other.kill()
+        node.kill()
+        again = one.start_node("a", *options, "--until-complete", "--linger", "0")
+        status = wait_until(
+            lambda: (s := one.node_status("a")) and s["chunks"] == 3 and s, "a is back"
+        )
+        assert status["held_chunks"] == 2, "the times of the file are no reason to trust it"
+        origin.fault = lambda _: None
+        assert again.wait() == 0, again.text
+    assert hashes(one.folder / "a" / "model") == hashes(source)
 
 
 def test_the_next_tracker_of_a_list_is_taken_and_the_first_again_when_it_is_back(one, nginx):

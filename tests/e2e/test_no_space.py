@@ -97,3 +97,18 @@ def test_a_disk_without_room_for_the_first_file_of_ours_is_refused_in_one_line(o
     assert "No space left" in last
     assert str(folder) in last
     assert "Traceback" not in node.text
+
+
+def test_a_model_dir_on_another_disk_that_is_full_is_waited_for(one, small_disk):
+    source = make_model(one.folder / "source", 44, {"x.bin": 3 * MIB})
+    disk = small_disk(one.folder / "disk", 2)
+    one.start_tracker()
+    node = one.start_node(
+        "a", "--origin", source.as_uri(), "--model-dir", str(disk / "model"),
+        "--cache-dir", str(one.folder / "cache"), "--until-complete", *CHUNKS,
+    )  # fmt: skip
+    wait_until(lambda: "no space for a copy" in node.text, "the warning")
+    assert not list((disk / "model").iterdir()), "no part of a file"
+    small_disk(disk, 8)
+    assert node.wait() == 0, node.text
+    assert hashes(disk / "model") == hashes(source)

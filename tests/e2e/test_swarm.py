@@ -8,6 +8,9 @@ import signal
 import time
 
 from support.cluster import Cluster, children, hashes, make_model, sums, wait_until
+from support.wire import Wire, hello
+
+from p2p import messages
 
 KIB, MIB = 1024, 1024**2
 
@@ -107,6 +110,47 @@ def test_a_tracker_killed_and_restarted_is_rebuilt_and_nothing_is_fetched_twice(
     cluster.start_tracker("--start-with", "3")
     finish(cluster, processes, hashes(source))
     assert sums(cluster, names, "origin_bytes") <= sizes["big.bin"] + 6 * MIB
+    listings = [line for line in origin.log.read_text().splitlines() if line.endswith(" /")]
+    assert len(listings) == 1, "the running nodes vouch for the manifest"
+
+
+def test_a_lease_lives_as_long_as_its_bytes_come(cluster, nginx):
+    source = make_model(cluster.folder / "source", 14, {"x.bin": MIB})
+    origin = nginx(source, "limit_rate 220k;")  # the chunk takes longer than a lease does
+    cluster.start_tracker("--start-with", "2")
+    names = ["a", "b"]
+    processes = {
+        name: cluster.start_node(name, "--origin", origin.url, "--until-complete", *CHUNKS)
+        for name in names
+    }
+    finish(cluster, processes, hashes(source))
+    assert sums(cluster, names, "origin_bytes") == sums(cluster, names, "peer_bytes") == MIB
+    assert origin.body_bytes() < MIB + 10_000, "and the listing"
+
+
+def test_a_restarted_tracker_hears_the_manifest_and_all_pins_from_a_running_node(one):
+    source = make_model(one.folder / "source", 13, {"big.bin": 3 * MIB})
+    tracker = one.start_tracker()
+    one.start_node("a", "--origin", source.as_uri(), *CHUNKS)
+    wait_until(lambda: (s := one.node_status("a")) and s["complete"], "a complete")
+    tracker.kill()
+    one.start_tracker()
+    wait_until(lambda: (m := one.status()["models"]) and m[0]["complete_nodes"], "a is back")
+    wire = Wire(one.tracker_address).handshake(hello("node"))
+    wire.send(messages.Join("", source.as_uri(), ["127.0.0.1:1"]))
+    joined = wire.receive()
+    assert isinstance(joined, messages.Joined), "and not the question to list"
+    assert joined.confirmed
+    wire.send(messages.Announce(b"\0", [], [], 0, 0, 0, 0))
+
+    def pins() -> bool:
+        wire.send(messages.PinsQuery([0, 1, 2]))
+        while not isinstance(answer := wire.receive(), messages.PinsKnown):
+            assert answer is not None, "the session ended"
+        return answer.chunks == [0, 1, 2]
+
+    wait_until(pins, "all pins")
+    wire.close()
 
 
 def test_everything_killed_and_started_again_fetches_nothing_that_was_complete(cluster, nginx):
@@ -146,8 +190,16 @@ def test_a_stopped_node_that_holds_leases_does_not_hold_up_the_others(cluster, n
         )
         for name in names
     }
-    wait_until(lambda: (s := cluster.node_status("c")) and s["held_chunks"] >= 6, "some chunks")
+    status = wait_until(
+        lambda: (s := cluster.node_status("c")) and s["held_chunks"] >= 6 and s, "some chunks"
+    )
     processes["c"].send(signal.SIGSTOP)
+
+    def leases_of_c() -> list[int]:
+        nodes = cluster.status()["models"][0]["nodes"]
+        return [node["leases"] for node in nodes if node["node"] == status["node"]]
+
+    wait_until(lambda: leases_of_c() == [0], "c's leases expired, before c itself does")
     for name in ("a", "b"):
         assert processes[name].wait(40) == 0, processes[name].text
         assert hashes(cluster.folder / name / "model") == hashes(source)
@@ -172,7 +224,15 @@ def test_a_flipped_byte_never_spreads_and_the_damaged_node_heals(cluster, nginx)
     other = cluster.start_node("b", *options, "--until-complete", "--linger", "0")
     assert other.wait() == 0, other.text
     assert hashes(cluster.folder / "b" / "model") == hashes(source)
-    wait_until(lambda: (s := cluster.node_status("a")) and s["corrupt_chunks"] == 1, "a's count")
+    status = wait_until(
+        lambda: (s := cluster.node_status("a")) and s["corrupt_chunks"] == 1 and s, "a's count"
+    )
+
+    def reported() -> list[int]:
+        nodes = cluster.status()["models"][0]["nodes"]
+        return [node["reported"] for node in nodes if node["node"] == status["node"]]
+
+    wait_until(lambda: reported() == [1], "the tracker hears whose bytes were refused")
     wait_until(
         lambda: hashes(cluster.folder / "a" / "model") == hashes(source), "a healed", deadline_s=20
     )
@@ -201,7 +261,7 @@ def test_a_worker_that_dies_is_restarted_and_loses_only_its_transfers(cluster, n
     wait_until(lambda: (s := cluster.node_status("a")) and s["held_chunks"] >= 4, "4 chunks")
     os.kill(children(node.popen.pid)[0], signal.SIGKILL)
     assert node.wait() == 0, node.text
-    assert "died" in node.text
+    assert "died: its transfers are lost, it is restarted" in node.text
     assert hashes(cluster.folder / "a" / "model") == hashes(source)
     fetched_twice = origin.body_bytes() - 12 * MIB
     assert fetched_twice <= 4 * MIB, "at most the transfers under way"

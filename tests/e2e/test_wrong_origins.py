@@ -75,8 +75,9 @@ def test_a_wrong_answer_to_a_range_ends_the_load_and_names_the_object(
     assert again.wait() == 0, again.text
     assert hashes(cluster.folder / "a" / "model") == hashes(source)
     resumed = cluster.report("a")
-    assert resumed["resumed_bytes"] == good * MIB
-    assert resumed["origin_bytes"] == 2 * MIB
+    # The other lease's chunk may have been on its way when the load ended.
+    assert resumed["resumed_bytes"] in (good * MIB, (good - 1) * MIB)
+    assert resumed["origin_bytes"] == 4 * MIB - resumed["resumed_bytes"]
 
 
 def test_a_server_without_ranges_is_found_at_the_listing_not_at_the_first_chunk(one, faulty):

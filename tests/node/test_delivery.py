@@ -378,7 +378,9 @@ def test_a_broken_file_is_named_with_both_checksums_and_vouched_for_no_more(
     if sealed_before:
         node.seal.sealed([1])
     stored, read = told(range(1, 2)), "crc64xz:" + "0" * 16
-    text = node.seal.broken(1, stored, read)
+    node.seal.broken(1, stored, read)
+    text = node.seal.broken_text(1)
+    assert node.changed[-1] == 1
     assert text.startswith("http://o/m/b: ")
     assert f"store {stored}, read {read}" in text
     assert [record.getMessage() for record in caplog.records] == [text]
@@ -389,8 +391,7 @@ def test_a_broken_file_is_named_with_both_checksums_and_vouched_for_no_more(
 
 def test_a_broken_file_that_the_manifest_has_not_is_ignored(bench):
     node = bench(a=1)
-    text = node.seal.broken(1, "crc64xz:" + "0" * 16, "crc64xz:" + "1" * 16)
-    assert "file 1 of 1" in text
+    node.seal.broken(1, "crc64xz:" + "0" * 16, "crc64xz:" + "1" * 16)
     assert list(node.seal.seal.pending) == [0]
 
 
@@ -438,6 +439,14 @@ def test_what_is_not_held_is_not_told_although_its_checksum_is_known(bench):
     node.store.held.discard(0)
     node.seal.wanted([0, 1])
     assert node.tracker.sent == []
+    assert node.pool.submitted == []
+
+
+def test_chunks_that_the_manifest_has_not_are_not_told_and_not_read(bench):
+    node = bench(a=1)
+    node.hold(0, checksums=True)
+    node.seal.wanted([0, 1, 99])
+    assert node.tracker.sent == [m.Checksums([0], crc(0))]
     assert node.pool.submitted == []
 
 

@@ -1,13 +1,15 @@
 """The chunk store across restarts: what is trusted, what is hashed again, what is refused."""
 
 import os
+import resource
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from node import journal
 from node.chunks import Chunks
-from node.journal import Contents, pack_record, parse
+from node.journal import Contents, Journal, pack_record, parse
 from node.store import Cache, ChunkStore
 from p2p.digest import block_digest, chunk_pin
 from p2p.errors import StoreError
@@ -87,6 +89,9 @@ def test_after_a_crash_a_complete_file_is_trusted_and_a_partial_one_is_hashed(op
     store = opener.open()
     assert list(store.held) == [2]
     assert list(store.suspects) == [0]
+    with closing(Chunks(store.directory)) as chunks:
+        assert chunks.verified(2, 0, 4096)
+        assert not chunks.verified(0, 0, 4096), "nobody is served a suspect"
 
 
 def test_what_was_stamped_once_is_trusted_after_one_crash_after_another(opener):
@@ -139,11 +144,63 @@ def test_another_boot_trusts_nothing(opener, monkeypatch):
 def test_a_dropped_chunk_stays_dropped(opener):
     store = opener.open()
     write(store, 0)
+    write(store, 1)
+    assert store.file_complete(0)
     store.forget(0)
+    assert not store.file_complete(0)
+    store.forget(1)
     opener.close()
     store = opener.open()
     assert not list(store.held)
     assert not store.suspects
+
+
+def test_a_record_that_does_not_fit_the_manifest_or_itself_is_left_out(opener):
+    store = opener.open()
+    write(store, 0)
+    digests = bytes(32)
+    store._journal.append(["chunk", 1, bytes(16), digests[:16], b""])  # its digest is not its pin
+    store._journal.append(["chunk", 2, chunk_pin(digests), digests, b""])  # a block too many
+    store._journal.append(["chunk", 99, chunk_pin(digests), digests, b""])  # there is none
+    opener.close()
+    store = opener.open()
+    assert list(store.held) == [0]
+    assert not store.suspects
+
+
+def test_no_file_takes_space_before_its_chunks_come(tmp_path):
+    cache = Cache.open(tmp_path / "c")
+    manifest = Manifest("m", "", (File("big", 512 * 1024**2, "e"),), 16 * 1024**2, 1024**2)
+    with closing(cache), closing(ChunkStore.open(cache, manifest)) as store:
+        status = store.file_path(0).stat()
+        assert status.st_size == 512 * 1024**2
+        assert status.st_blocks * 512 <= 64 * 1024
+        for name in ("state", "digests"):  # mapped or written unasked: their lack is found now
+            status = (store.directory / name).stat()
+            assert status.st_blocks * 512 >= status.st_size > 0
+        with closing(Chunks(store.directory)) as chunks:
+            chunks.allocate(3)
+        assert 16 * 1024**2 <= store.file_path(0).stat().st_blocks * 512 <= 17 * 1024**2
+
+
+def test_a_journal_without_space_keeps_whole_records_and_writes_the_rest_later(tmp_path):
+    """A limit on files' size is the full disk: the kernel takes a part of a record, then none."""
+    path = tmp_path / "journal"
+    records = [["chunk", i, bytes([i]) * 16, bytes([i]) * 32, b""] for i in range(3)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(Journal(path, Contents())) as journal:
+        journal.append(records[0])
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+            journal.append(records[1])
+            assert sorted(parse(path.read_bytes()).pins) == [0], "and no half of a record behind it"
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+            journal.append(records[2])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert sorted(parse(path.read_bytes()).pins) == [0]
+        journal.append(["drop", 0])
+        assert sorted(parse(path.read_bytes()).pins) == [1, 2]
 
 
 def test_a_journal_torn_at_any_byte_keeps_every_whole_record():

@@ -69,6 +69,7 @@ def test_the_rarest_chunk_is_asked_for_first():
 
 def test_a_lease_is_fetched_reported_and_announced_at_once():
     drawn = swarm(a="........")
+    assert drawn.wanted_leases == Limits().origin_fetches, "just in time, not all there are"
     assert drawn.handle(ev.LeasesGranted((3,)), 0.0) == [ev.Fetch(3)]
     assert drawn.fetching == (3,)
     commands = drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, pin(3)), 1.0)
@@ -138,11 +139,22 @@ def test_the_first_pin_is_kept_and_only_the_tracker_overrules_it():
     assert drawn.handle(ev.PinsLearned(((0, other),)), 0.0) == [ev.Rehash(0, other)]
 
 
+def test_a_fetched_chunk_that_is_not_what_others_have_is_hashed_again_and_not_announced():
+    drawn = swarm(a="........")
+    drawn.handle(ev.LeasesGranted((3,)), 0.0)
+    other = b"\xee" * 16
+    commands = drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, other), 1.0)
+    assert commands == [ev.Rehash(3, pin(3))]
+    assert 3 not in drawn.held
+    assert drawn.pins[3] == pin(3)
+
+
 def test_a_damaged_chunk_is_dropped_told_and_wanted_again():
     drawn = swarm(held="########", a="########")
     assert drawn.handle(ev.CorruptionReported(node("a"), 4), 0.0) == [ev.Rehash(4, pin(4))]
     assert drawn.handle(ev.CorruptionReported(node("a"), 4), 0.5) == [], "once a second"
     commands = drawn.handle(ev.ChunkDamaged(4), 0.6)
+    assert drawn.statistics().corrupt_chunks == 1
     assert ev.SendLost((node("a"),), (4,)) in commands
     (ask,) = of(ev.Ask, commands)
     assert ask.chunk == 4
@@ -179,6 +191,16 @@ def test_without_space_nothing_is_asked_until_the_retry():
     assert of(ev.Ask, drawn.handle(ev.DeadlinePassed(), retry_s))
 
 
+def test_without_space_a_lease_goes_back_for_others_to_use():
+    drawn = swarm()
+    drawn.handle(ev.LeasesGranted((0, 1)), 0.0)
+    drawn.handle(ev.FetchFailed(1, "503", fatal=False), 0.0)
+    returned = of(ev.ReturnLease, drawn.handle(ev.SpaceExhausted(0), 0.0))
+    assert [lease.chunk for lease in returned] == [0, 1], "the one that failed, and one that waits"
+    assert not any(lease.fatal for lease in returned)
+    assert drawn.fetching == ()
+
+
 def test_of_a_pair_only_the_smaller_id_dials():
     drawn = swarm()
     smaller, larger = NodeId(b"\x01" * 16), NodeId(b"\x20" * 16)
@@ -209,6 +231,23 @@ def test_without_a_tracker_each_chunk_is_fetched_by_exactly_one_of_the_live_node
         for fetch in of(ev.Fetch, drawn.handle(ev.DeadlinePassed(), 10.0 + grace_s)):
             owners[fetch.chunk].append(me)
     assert all(len(nodes) == 1 for nodes in owners.values()), owners
+
+
+def test_without_a_tracker_what_a_peer_holds_or_is_fetching_is_left_to_it():
+    limits = Limits(origin_fetches=CHUNKS)
+
+    def fetched(row: str, fetching: tuple[int, ...]) -> set[int]:
+        drawn = Swarm(MANIFEST, ME, Bitfield(CHUNKS), {}, {}, Random(1), limits)
+        drawn.handle(ev.PeerReady(node("c"), bits(row)), 0.0)
+        drawn.handle(ev.TrackerLost(), 0.0)
+        drawn.handle(ev.PeerFetches(node("c"), fetching), 0.0)
+        commands = drawn.handle(ev.DeadlinePassed(), limits.lease_grace_s)
+        return {fetch.chunk for fetch in of(ev.Fetch, commands)}
+
+    mine = sorted(fetched("", ()))
+    held, under_way, *rest = mine
+    row = "".join("#" if chunk == held else "." for chunk in range(CHUNKS))
+    assert fetched(row, (under_way,)) == set(rest)
 
 
 class AnyOrder(RuleBasedStateMachine):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from p2p import dataframe, messages
 from p2p.errors import LocalProtocolError, Refused, RemoteProtocolError
 from p2p.framing import FrameReader, pack
-from p2p.handshake import Dialler, Listener
+from p2p.handshake import Dialler, Listener, proof
+from p2p.manifest import MAX_CHUNK_BYTES, MAX_CHUNKS
 from p2p.messages import Hello, Message
 
 EXAMPLES: list[Message] = [
@@ -99,6 +100,12 @@ def test_before_authentication_a_long_frame_is_refused_by_its_length_alone():
         reader.next_message()
 
 
+def test_a_frame_that_no_reader_would_take_is_not_sent():
+    long = ["h" * 1024] * 16
+    with pytest.raises(LocalProtocolError, match=r"peers of \d+ bytes"):
+        pack(messages.Peers([b"n" * 16] * 1024, [long] * 1024))
+
+
 # -- handshake ------------------------------------------------------------------------------------
 
 ME = Hello("control", 1, 1, b"a" * 16, b"1" * 32, b"m" * 32)
@@ -121,9 +128,12 @@ def test_both_sides_end_with_the_same_version_and_know_each_other():
 
 
 def test_a_listener_with_another_token_is_refused_by_the_dialler():
+    dials = Dialler(b"token", ME)
+    answer = Listener(b"other").receive_hello(ME, YOU)
     with pytest.raises(Refused, match="token") as refusal:
-        shake(Dialler(b"token", ME), Listener(b"other"))
+        dials.receive(answer)
     assert refusal.value.code == "token"
+    assert dials.peer is None, "and it was shown no proof of ours"
 
 
 def test_a_dialler_without_the_token_is_refused_by_the_listener():
@@ -143,6 +153,25 @@ def test_a_proof_of_another_session_does_not_open_this_one():
     new.receive_hello(ME, dataclasses.replace(YOU, nonce=b"3" * 32))
     with pytest.raises(Refused, match="token"):
         new.receive_proof(proof)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"role": "data"}, {"nonce": b"3" * 32}, {"node": b"c" * 16}, {"manifest": b""}, {"high": 2}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_proof_is_good_for_exactly_these_two_hellos(change):
+    good = proof(b"token", b"label", ME, YOU)
+    assert proof(b"token", b"label", dataclasses.replace(ME, **change), YOU) != good
+    assert proof(b"token", b"label", ME, dataclasses.replace(YOU, **change)) != good
+
+
+@pytest.mark.parametrize("change", [{"nonce": b"3" * 31}, {"node": b"c"}, {"manifest": b"m"}])
+def test_a_hello_with_a_field_of_a_wrong_length_is_refused_on_both_sides(change):
+    with pytest.raises(RemoteProtocolError, match="wrong length"):
+        Listener(b"").receive_hello(dataclasses.replace(ME, **change), YOU)
+    with pytest.raises(RemoteProtocolError, match="wrong length"):
+        Dialler(b"", ME).receive(dataclasses.replace(YOU, **change))
 
 
 def test_versions_that_do_not_meet_are_both_named():
@@ -167,6 +196,30 @@ def test_a_garbage_header_is_never_more_than_a_remote_error(data):
     for prefix in (b"", b"SHL1\x01"):
         with contextlib.suppress(RemoteProtocolError):
             dataframe.decode((prefix + data)[:40], dataframe.UPWARD)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (dataframe.Header(dataframe.Kind.DATA, 1, MAX_CHUNKS, 0, 1), "names bytes"),
+        (dataframe.Header(dataframe.Kind.DATA, 1, 1, 1, MAX_CHUNK_BYTES), "names bytes"),
+        (dataframe.Header(dataframe.Kind.DATA, 1, 1, digests=1025 * 16), "of digests"),
+        (dataframe.Header(dataframe.Kind.DATA, 1, 1, digests=8), "of digests"),
+        (dataframe.Header(dataframe.Kind.BUSY, 1, 1, status=60_001), "60001 ms"),
+    ],
+    ids=["chunk", "range", "too many digests", "half a digest", "busy for too long"],
+)
+def test_a_data_header_out_of_bounds_is_refused_before_anything_is_allocated(header, words):
+    with pytest.raises(RemoteProtocolError, match=words):
+        dataframe.decode(header.encode(), dataframe.DOWNWARD)
+
+
+@pytest.mark.parametrize(("at", "words"), [(0, "starts with"), (4, "version")])
+def test_a_data_header_of_another_protocol_or_version_is_refused(at, words):
+    data = bytearray(dataframe.Header(dataframe.Kind.DATA, 1, 1).encode())
+    data[at] ^= 0x40
+    with pytest.raises(RemoteProtocolError, match=words):
+        dataframe.decode(data, dataframe.DOWNWARD)
 
 
 def test_a_frame_of_the_other_direction_is_refused():

@@ -1,5 +1,6 @@
 """Bitfield, units, digest and manifest: small words that everything else is built of."""
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,8 +8,8 @@ from hypothesis import strategies as st
 from p2p.bitfield import Bitfield
 from p2p.digest import block_digest, chunk_pin
 from p2p.errors import ManifestError, UsageError
-from p2p.exposure import check_exposure
-from p2p.manifest import File, Manifest
+from p2p.exposure import check_exposure, check_http
+from p2p.manifest import MAX_CHUNKS, File, Manifest
 from p2p.units import parse_address, parse_size
 
 
@@ -74,6 +75,26 @@ def test_garbage_is_never_a_manifest(data):
         Manifest.decode(data)
 
 
+def test_a_manifest_has_one_encoding_only():
+    tree = msgpack.unpackb(manifest(5).encode())
+    with pytest.raises(ManifestError, match="canonical"):
+        Manifest.decode(msgpack.packb(dict(reversed(tree.items()))))
+    with pytest.raises(ManifestError, match="canonical"):
+        Manifest.decode(msgpack.packb({**tree, "zzz": 1}))
+
+
+@pytest.mark.parametrize(("names", "words"), [("ba", "sorted"), ("aa", "twice")])
+def test_files_out_of_order_and_files_named_twice_are_refused(names, words):
+    with pytest.raises(ManifestError, match=words):
+        Manifest("m", "", tuple(File(name, 1, "e") for name in names))
+
+
+def test_more_chunks_than_a_bitfield_may_have_are_refused_with_the_way_out():
+    Manifest("m", "", (File("x", MAX_CHUNKS * 4096, "e"),), 4096, 4096)
+    with pytest.raises(ManifestError, match="--chunk-size"):
+        Manifest("m", "", (File("x", MAX_CHUNKS * 4096 + 1, "e"),), 4096, 4096)
+
+
 @pytest.mark.parametrize(
     "path", ["", "/etc/passwd", "../x", "a/../b", "a//b", "a/./b", "nul\0", "x/", "é" * 200]
 )
@@ -121,3 +142,10 @@ def test_without_a_token_nothing_listens_beyond_loopback():
     for host in ("0.0.0.0", "10.0.0.1", "example.org", "::"):
         with pytest.raises(UsageError, match="token"):
             check_exposure([host], b"")
+
+
+def test_what_asks_nobody_for_a_token_is_public_only_when_that_was_said():
+    check_http("127.0.0.1", public=False)
+    check_http("0.0.0.0", public=True)
+    with pytest.raises(UsageError, match="--http-public"):
+        check_http("0.0.0.0", public=False)

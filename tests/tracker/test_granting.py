@@ -36,7 +36,7 @@ def announce(wanted: int = 4, origin_bytes: int = 0, requests: int = 0, received
     """`received`: bytes so far of chunks 0, 1 ..."""
     fetching = list(range(len(received)))
     return m.Announce(
-        EMPTY, fetching, list(received), wanted, origin_bytes, 0, 0, 0, requests
+        EMPTY, fetching, list(received), wanted, origin_bytes, 0, 0, 0, b"", requests
     )  # fmt: skip
 
 

@@ -231,6 +231,15 @@ def test_the_first_pin_stands_and_who_differs_is_told():
     assert tracked.pins[0] == pin(0)
 
 
+def test_a_report_of_pins_fills_gaps_and_overrules_nothing():
+    tracked = listed(1, A, B)
+    tracked.handle(A, announce(), 0.0)
+    tracked.handle(B, announce(), 0.0)
+    tracked.handle(A, m.Fetched([0], pin(0), b""), 0.0)
+    tracked.handle(B, m.PinsReport([0, 1], pin(9) + pin(1)), 0.0)
+    assert tracked.pins == {0: pin(0), 1: pin(1)}
+
+
 def test_a_question_for_pins_is_always_answered():
     tracked = listed()
     tracked.handle(A, announce(), 0.0)
@@ -283,6 +292,27 @@ def test_a_leaving_node_hears_how_many_only_copies_it_holds():
     tracked.handle(B, announce(0, 1, 2, 3, wanted=0), 1.0)
     (copies,) = sent(tracked.handle(A, m.Leaving(), 1.0), m.OnlyCopies)
     assert copies == m.OnlyCopies(0, 0)
+
+
+# -- figures --------------------------------------------------------------------------------------
+
+
+def test_what_a_node_read_from_the_origin_still_counts_when_it_is_gone():
+    tracked = listed(1, A, B)
+    tracked.handle(A, announce(wanted=0, origin_bytes=4096), 0.0)
+    tracked.handle(B, announce(wanted=0, origin_bytes=8192), 0.0)
+    tracked.gone(A, 1.0)
+    assert model_status(tracked)["origin_bytes"] == 4096 + 8192
+    assert model_status(tracked)["origin_ratio"] == 0.75
+
+
+def test_who_sent_wrong_bytes_is_counted_by_name():
+    tracked = listed(1, A, B)
+    tracked.handle(A, m.PeerReported(B, 2), 0.0)
+    assert {n["node"]: n["reported"] for n in model_status(tracked)["nodes"]} == {
+        A.hex(): 0,
+        B.hex(): 1,
+    }
 
 
 # -- broken nodes ---------------------------------------------------------------------------------

@@ -534,3 +534,44 @@ def test_more_sealed_files_than_a_message_may_name_are_told_in_several(monkeypat
     tracked.handle(A, m.Sealed([X]), 1.0)
     tracked.joined(C, join(), 2.0)
     assert sent(tracked.handle(C, announce(), 2.0), m.Sealed, C) == [m.Sealed([Y]), m.Sealed([X])]
+
+
+def test_a_node_that_keeps_an_older_revision_is_no_holder_of_the_new_after_it_dials_again():
+    tracked = moved()
+    tracked.gone(A, 2.0)
+    sends = tracked.joined(A, join(), 3.0)
+    assert sent(sends, m.Joined, A)[0].manifest_id == X_ANEW.id
+    old = replace(announce(0, 1, 2, 3, wanted=2), manifest=MANIFEST.id)
+    assert sent(tracked.handle(A, old, 3.0), m.PinsWanted, A) == []
+    assert model_status(tracked)["queued_chunks"] == 4
+    assert model_status(tracked)["complete_nodes"] == 0
+    tracked.joined(A, join(), 4.0)  # anew, and of this revision now
+    tracked.handle(A, replace(announce(0, wanted=0), manifest=X_ANEW.id), 4.0)
+    assert model_status(tracked)["queued_chunks"] == 3
+
+
+def test_a_file_that_was_read_twice_is_not_begun_anew_because_another_one_changed():
+    tracked = moved()
+    tracked.joined(A, join(follow=True), 2.0)
+    tracked.handle(A, announce(wanted=1), 2.0)
+    tracked.handle(A, CHANGED, 3.0)
+    changed = replace(MANIFEST, files=(*MANIFEST.files[:-1], replace(MANIFEST.files[-1], etag="n")))
+    tracked.handle(A, m.Listing(changed.encode()), 4.0)
+    before = {file.path: file.attempt for file in X_ANEW.files}
+    assert {f.path: f.attempt for f in tracked.manifest.files if f.etag != "n"} == {
+        path: count for path, count in before.items() if path != MANIFEST.files[-1].path
+    }
+
+
+def test_a_manifest_of_another_model_on_a_disk_is_passed_over():
+    tracked = Model("m", "", 1, 0.0, Random(1))
+    other = replace(MANIFEST, model="other")
+    with pytest.raises(ManifestError):
+        tracked.joined(C, replace(join(manifest=other), confirmed=True), 0.0)
+    assert C not in tracked.nodes, "it is no ghost"
+    tracked.joined(A, join(manifest=other), 0.0)
+    sends = tracked.handle(A, m.ListingFailed("403"), 1.0)
+    assert sent(sends, m.OriginFailed, A) == [m.OriginFailed("403")]
+    tracked.joined(B, join(manifest=MANIFEST), 2.0)
+    tracked.handle(B, m.ListingFailed("404"), 3.0)
+    assert tracked.manifest == MANIFEST

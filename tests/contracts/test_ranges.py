@@ -1,0 +1,155 @@
+"""Ranges of a chunk as a worker reads them: side by side, resumed, hedged; from the OSS server."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fastcrc
+import pytest
+from support.cluster import make_model
+from support.oss import Fault, ObjectGet, OssServer
+from support.oss_model import ID, SECRET, options
+
+from node import jobs
+from node.chunks import Chunks
+from node.fetch import Fetched, Fetcher
+from node.origins.base import Origin, open_origin
+from node.store import Cache, ChunkStore
+from p2p.manifest import Manifest
+
+KIB, MIB = 1024, 1024**2
+CHUNK, BLOCK = 64 * KIB, 32 * KIB
+
+
+class Bench:
+    """A bucket with one object, and a fetcher that reads it into a store."""
+
+    def __init__(self, folder: Path, server: OssServer, manifest: Manifest, origin: Origin) -> None:
+        self.server, self.manifest, self.origin = server, manifest, origin
+        self.data = (folder / "source" / "model" / "x").read_bytes()
+        self.reports: list[jobs.Report] = []
+        self.totals = Fetched()
+        self._cache = Cache.open(folder / "cache")
+        self._store = ChunkStore.open(self._cache, manifest)
+        self._chunks = Chunks(self._store.directory)
+        self.fetcher = Fetcher(self._chunks, self.totals, self.reports.append)
+
+    async def fetch(self, chunk: int) -> jobs.Got:
+        """A chunk, right to the last bit; else the test fails."""
+        await self.fetcher.fetch(await self.origin.fetch_job(self.manifest, chunk))
+        got = self.reports[-1]
+        assert isinstance(got, jobs.Got), got
+        extent = self.manifest.extent(chunk)
+        data = self.data[extent.offset : extent.offset + extent.length]
+        with self._store.file_path(0).open("rb") as stream:
+            stream.seek(extent.offset)
+            assert stream.read(extent.length) == data
+        assert int.from_bytes(got.checksum, "big") == fastcrc.crc64.xz(data)
+        return got
+
+    def asked(self, kind: str) -> list[jobs.Requested]:
+        """The requests of one kind, as the audit log has them."""
+        found = [one for one in self.reports if isinstance(one, jobs.Requested)]
+        return [one for one in found if one.kind == kind]
+
+    def close(self) -> None:
+        """Release everything."""
+        self.fetcher.close()
+        self._chunks.close()
+        self._store.close()
+        self._cache.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., OssServer]]:
+    """A bucket with one object of so many bytes."""
+    started = []
+
+    def start(size: int) -> OssServer:
+        make_model(tmp_path / "source" / "model", 95, {"x": size})
+        started.append(OssServer(tmp_path / "source", credentials={ID: SECRET}))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+async def bench(tmp_path, serve, monkeypatch):
+    """`await bench(size, chunk, block)`."""
+    monkeypatch.setenv("OSS_ACCESS_KEY_ID", ID)
+    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", SECRET)
+    opened = []
+
+    async def start(size: int, chunk: int = CHUNK, block: int = BLOCK) -> Bench:
+        server = serve(size)
+        origin = open_origin("oss://models/model/x", options(server))
+        manifest = await origin.list("m", chunk, block)
+        opened.append(Bench(tmp_path, server, manifest, origin))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+async def test_a_chunk_is_read_in_ranges_side_by_side(bench):
+    work = await bench(20 * MIB + 5, 32 * MIB, MIB)
+    await work.fetch(0)
+    spans = sorted((one.start, one.end) for one in work.asked("first"))
+    assert spans == [(0, 8 * MIB), (8 * MIB, 16 * MIB), (16 * MIB, 20 * MIB + 5)]
+    assert work.totals.bytes == 20 * MIB + 5
+
+
+async def test_a_cut_range_goes_on_at_the_byte_where_it_ended(bench):
+    work = await bench(CHUNK)
+    cut = BLOCK + 1000  # inside the second block
+    work.server.fault = lambda get: Fault(cut_after=cut) if get.count == 0 else None
+    await work.fetch(0)
+    assert [(one.start, one.bytes) for one in work.asked("first")] == [(0, cut)]
+    assert [(one.start, one.end) for one in work.asked("resume")] == [(cut, CHUNK)]
+    assert work.totals.bytes == CHUNK
+    assert work.totals.duplicate_bytes == 0
+
+
+async def warm(work: Bench, chunks: int) -> None:
+    """Enough quick requests to know what is slow, and to be allowed one hedge."""
+    for chunk in range(chunks):
+        await work.fetch(chunk)
+    assert work.asked("hedge") == []
+
+
+async def test_a_range_slower_than_nearly_all_others_is_asked_for_again_and_taken_from_there(bench):
+    work = await bench(103 * CHUNK)
+    await warm(work, 100)
+    work.server.fault = lambda get: Fault(stall_after=1000) if get.count == 100 else None
+    await work.fetch(100)
+    (hedge,) = work.asked("hedge")
+    first = work.asked("first")[-1]
+    assert (first.start, first.bytes) == (100 * CHUNK, 1000)
+    at = 100 * CHUNK + 1000
+    assert (hedge.start, hedge.end, hedge.bytes) == (at, 101 * CHUNK, CHUNK - 1000)
+    assert work.asked("resume") == []
+    # One in a hundred and no more: the next slow one is cut and resumed.
+    work.server.fault = lambda get: Fault(stall_after=1000) if get.start == 101 * CHUNK else None
+    await work.fetch(101)
+    assert len(work.asked("hedge")) == 1
+    assert len(work.asked("resume")) == 1
+
+
+async def test_a_hedge_that_loses_is_counted_as_bytes_twice_and_changes_nothing(bench):
+    work = await bench(102 * CHUNK)
+    await warm(work, 100)
+
+    def fault(get: ObjectGet) -> Fault | None:
+        if get.count == 100:
+            return Fault(rate_bytes_s=CHUNK * 2)  # slow, and done in half a second
+        return Fault(stall_after=500) if get.count == 101 else None
+
+    work.server.fault = fault
+    before = work.totals.bytes
+    await work.fetch(100)
+    (hedge,) = work.asked("hedge")
+    assert hedge.bytes <= 500, "what came of it after the head may be in the kernel still"
+    assert work.totals.bytes - before == CHUNK + hedge.bytes
+    assert work.totals.duplicate_bytes == hedge.bytes
