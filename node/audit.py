@@ -8,8 +8,9 @@ One request, one line, written when the request has ended:
 The time is UTC. `object` and `request_id` are percent-quoted, so that a space always separates
 fields; `-` stands for an empty one. `range` is as HTTP writes it, its end included; `-` is none.
 `status` is 0 where no answer came, `bytes` counts body bytes, `ms` is from the request to its end.
-`kind` is first, resume (the rest of a cut body), hedge (a second request beside a slow one), retry
-(again from the start), list or head. No field holds a URL, a header or a key.
+`kind` is first, resume (the rest of a cut body), hedge (a second request beside a slow one), steal
+(the end of a range that a slower NIC had begun), retry (again from the start), list or head. No
+field holds a URL, a header or a key.
 
 Several processes append to one file: a line is one write, and files are opened for appending. Each
 write looks whether the path still means the same file, so that logrotate works without a signal.
@@ -28,7 +29,7 @@ from urllib.parse import quote, unquote
 
 log = logging.getLogger(__name__)
 
-KINDS = ("first", "resume", "hedge", "retry", "list", "head")
+KINDS = ("first", "resume", "hedge", "steal", "retry", "list", "head")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 # what others say below a warning is noise, and botocore's debug lines hold what it signs
 NOISY = ("httpx", "httpcore", "hypercorn", "botocore", "urllib3")

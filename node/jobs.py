@@ -234,7 +234,8 @@ class Throttled:
 class Requested:
     """One request to the origin has ended: bytes `start` to `end` (not included) of `object`.
 
-    `status` is 0 when no head came; `kind` is first, resume, retry or hedge.
+    `status` is 0 when no head came; `kind` is first, resume, retry, hedge or
+    steal (the end of a range that another NIC had begun).
     """
 
     object: str

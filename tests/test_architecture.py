@@ -15,9 +15,9 @@ PURE_TRACKER = {"allowances", "assignment", "budget", "directory", "leases", "me
                 "sealing", "view"}  # fmt: skip
 PURE_NODE = {"nics", "pairs", "routing"}
 ALLOWED_IN_PURE = {
-    "bisect", "collections", "contextlib", "dataclasses", "email", "enum", "functools", "hashlib", "heapq",
-    "hmac", "ipaddress", "itertools", "math", "msgpack", "random", "re", "struct", "typing",
-    "xxhash", "p2p", "tracker",
+    "bisect", "collections", "contextlib", "dataclasses", "email", "enum", "functools", "hashlib",
+    "heapq", "hmac", "ipaddress", "itertools", "math", "msgpack", "random", "re", "struct",
+    "typing", "xxhash", "p2p", "tracker",
 }  # fmt: skip
 
 # file: (lines it may have, why)

@@ -15,6 +15,7 @@ from node.nics import FORGET_S, STEAL_S, Sources, Steal, limits_for, steal
 from node.pairs import Pairs, order
 from node.peers import to_advertise
 from node.pinning import near_cpus, parse_cpus
+from node.spans import Span, Spans
 
 A, B, C = "10.0.1.2", "10.0.2.2", "10.0.3.2"
 MB = 1_000_000
@@ -271,3 +272,69 @@ async def test_an_interface_that_does_not_lead_there_is_given_up_for_the_address
     with pytest.raises(OSError, match="refused"):
         await dialler.connect("127.0.0.1", port, "127.0.0.1", 5)
     assert dialler.binds_device("127.0.0.1"), "what has worked once is kept"
+
+
+# -- ranges under way -----------------------------------------------------------------------------
+
+
+class Part:
+    """A range as far as `Spans` sees it: blocks of 1 MB, the current one just begun."""
+
+    def __init__(self, position: int, end: int) -> None:
+        self.position, self.end = position, end
+        self.block_left = min(MB, end - position)
+
+    def cut(self, end: int) -> None:
+        """Shorter from now on."""
+        self.end = end
+
+
+def reading(sources: Sources, *parts: tuple[int, int, int]) -> tuple[Spans, list[Span], list]:
+    """Spans of (source, position, end), all with a request under way, and what they start."""
+    spans, started = Spans(sources, MB), []
+    for index, position, end in parts:
+        source = sources.all[index]
+        source.took(1.0)
+        span = Span(
+            None, Part(position, end), 0, None, source, lambda *what: started.append(what),
+            request=trio.CancelScope(),
+        )  # fmt: skip
+        spans.all[span] = None
+    return spans, list(spans.all), started
+
+
+def test_an_idle_address_takes_the_end_of_the_range_that_would_end_last():
+    sources = measured(a=90, b=10)
+    spans, (soon, late), started = reading(sources, (1, 0, 5 * MB), (1, 0, 20 * MB))
+    spans.balance(1.0)
+    # the range gets 5 MB/s of B's 10, A has 90: 90/95 of 20 MB, in whole blocks, is 18
+    assert started == [(2 * MB, 20 * MB, "steal")]
+    assert (soon.sink.end, late.sink.end) == (5 * MB, 2 * MB)
+
+
+def test_the_short_block_at_a_files_end_goes_along():
+    spans, (span,), started = reading(measured(a=90, b=10), (1, 0, 20 * MB + 17))
+    spans.balance(1.0)
+    ((start, end, _),) = started
+    assert start % MB == 0
+    assert (span.sink.end, end) == (start, 20 * MB + 17)
+
+
+def test_a_single_block_moves_with_its_request():
+    spans, (span,), started = reading(measured(a=90, b=1), (1, 0, MB))
+    scope = span.request
+    spans.balance(1.0)
+    assert scope.cancel_called
+    assert span.request is None
+    assert started == []
+
+
+def test_nothing_is_taken_while_a_range_waits_or_when_no_address_is_idle():
+    sources = measured(a=90, b=10)
+    spans, (waiting, _), started = reading(sources, (1, 0, 20 * MB), (1, 0, 20 * MB))
+    waiting.request = None
+    spans.balance(1.0)
+    assert started == []
+    spans, _, started = reading(measured(a=90, b=10), (0, 0, 20 * MB), (1, 0, 20 * MB))
+    spans.balance(1.0)
+    assert started == []
