@@ -50,7 +50,7 @@ def serving(root: Path, work: Path) -> Iterator[Nginx]:
       work: an empty folder for its own files.
 
     Raises:
-      SystemExit: nginx is not installed, or does not start.
+      SystemExit: nginx is not installed, does not start, or ends before its time.
     """
     program = shutil.which("nginx", path=WHERE)
     if program is None:
@@ -66,7 +66,11 @@ def serving(root: Path, work: Path) -> Iterator[Nginx]:
     )  # fmt: skip
     try:
         _wait_for(process, port, errors)
-        yield Nginx(f"http://127.0.0.1:{port}", process.pid)
+        try:
+            yield Nginx(f"http://127.0.0.1:{port}", process.pid)
+        finally:
+            if process.poll() is not None:  # the cause of whatever else went wrong
+                raise SystemExit(f"nginx has ended by itself: {_said(errors)}")
     finally:
         process.terminate()
         try:
@@ -84,5 +88,9 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, errors: Path) -> None
             return
         except OSError:
             time.sleep(0.02)
-    text = errors.read_text().strip() if errors.exists() else "it says nothing"
-    raise SystemExit(f"nginx did not start: {text}")
+    raise SystemExit(f"nginx did not start: {_said(errors)}")
+
+
+def _said(errors: Path) -> str:
+    text = errors.read_text().strip() if errors.exists() else ""
+    return text or "its error log is empty"
