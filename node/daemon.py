@@ -21,7 +21,6 @@ from node.dial import Dialler
 from node.download import Download
 from node.inherit import inherit, remove_older
 from node.links import Links
-from node.metrics import NodeCollector
 from node.nics import limits_for
 from node.origins.base import Origin, default_model, open_origin
 from node.peers import Peers, bound_text, split_pins
@@ -41,7 +40,6 @@ from p2p.ids import NodeId, short
 from p2p.manifest import Manifest, check_sizes
 from p2p.swarm import Swarm
 from p2p.units import format_size
-from p2p.web import serve_web
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +128,9 @@ class Daemon:
                 await self.nursery.start(self.peers.serve, listeners)
                 await self.nursery.start(serve_status, config.cache_dir, self.view.commands())
                 if config.http is not None:
+                    from node.metrics import NodeCollector  # 70 ms, for this alone
+                    from p2p.web import serve_web
+
                     self.view.http_at = await self.nursery.start(
                         serve_web,
                         config.http,

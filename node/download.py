@@ -81,7 +81,6 @@ class Download:
         self._fetch_worker: dict[Chunk, int] = {}
         self._fetch_jobs: dict[Chunk, jobs.FetchJob] = {}
         self.resumed_bytes = 0
-        self.last_origin_error = ""
         self.origin_requests = 0
 
     @property
@@ -218,7 +217,6 @@ class Download:
             log.warning("no space for chunk=%d in the cache dir", ended.chunk)
             self.feed(events.SpaceExhausted(ended.chunk))
             return
-        self.last_origin_error = ended.text
         log.warning("origin fetch failed chunk=%d error=%s", ended.chunk, ended.text)
         hint_s, changed = ended.retry_after_s or None, ended.code == CHANGED
         self.feed(events.FetchFailed(ended.chunk, ended.text, ended.fatal, hint_s, changed))

@@ -7,7 +7,7 @@ all others is asked for once more, into memory, and whichever is whole first cou
 
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -20,8 +20,9 @@ from node import jobs
 from node.checksums import Checksum, checksum_function
 from node.chunks import Chunks, Sink
 from node.dial import Dialler
-from node.http_get import CHANGED, CONNECT_S, Answer, Body, Wire, get, open_wire, shown
+from node.http_get import CHANGED, CONNECT_S, Answer, Body, Wire, get, open_wire
 from node.nics import Source, Sources
+from node.origins.base import public_url
 from node.permits import Permits
 from node.ranges import Hedges, RangeSize, Tries
 from node.spans import Memory, Span, Spans, Target
@@ -203,8 +204,8 @@ class Fetcher:
             return wait_s
         if span.tries.fruitless:
             got, wanted = sink.position - sink.start, sink.end - sink.start
-            text = f"{shown(span.job.url)}: short body: {got} of {wanted} bytes ({_reason(error)})"
-            raise OriginError(text, fatal=True) from error
+            text = f"short body: {got} of {wanted} bytes ({_reason(error)})"
+            raise OriginError(f"{public_url(span.job.url)}: {text}", fatal=True) from error
         raise error
 
     async def _hedged(self, span: Span, answer: Answer) -> None:
@@ -249,14 +250,7 @@ class Fetcher:
         finally:
             if wasted:
                 self._totals.duplicate_bytes += spare.position - spare.start
-        self._pour(spare.data[sink.position - spare.start :], sink)
-
-    def _pour(self, data: memoryview, sink: Sink) -> None:
-        while data and not sink.complete:  # it may have been cut
-            window = sink.window()
-            count = min(len(data), len(window))
-            window[:count] = data[:count]
-            data = data[count:]
+        for count in _copied(spare.data[sink.position - spare.start :], sink):
             self._advance(sink, count)
 
     async def _request(
@@ -283,7 +277,7 @@ class Fetcher:
             if answer.sent:
                 self._report(
                     jobs.Requested(
-                        span.job.object or shown(span.job.url),
+                        span.job.object or public_url(span.job.url),
                         span.offset + start, span.offset + end, answer.status,
                         target.position - start, trio.current_time() - begin,
                         answer.request_id, kind,
@@ -316,12 +310,7 @@ class Fetcher:
     ) -> None:
         """One response's body into the target."""
         await self._throttle.pay(len(body.first))
-        first = memoryview(body.first)
-        while first and not target.complete:
-            window = target.window()
-            count = min(len(first), len(window))
-            window[:count] = first[:count]
-            first = first[count:]
+        for count in _copied(memoryview(body.first), target):
             source.came(count)
             self._took(target, count)
         while not target.complete:
@@ -367,7 +356,7 @@ class Fetcher:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             sink.close()
-            raise OriginError(f"{shown(job.url)}: {error.strerror}", fatal=True) from error
+            raise OriginError(f"{public_url(job.url)}: {error.strerror}", fatal=True) from error
         try:
             self._check_file(job, descriptor)
             while not sink.complete:
@@ -376,7 +365,7 @@ class Fetcher:
                     window = window[: await self._throttle.take(len(window))]
                 count = os.preadv(descriptor, [window], offset + sink.position)
                 if not count:
-                    raise OriginError(f"{shown(job.url)}: the file is shorter now", fatal=True)
+                    raise OriginError(f"{public_url(job.url)}: the file is shorter now", fatal=True)
                 self._took(sink, count)
                 await trio.lowlevel.checkpoint()
             self._check_file(job, descriptor)
@@ -388,7 +377,7 @@ class Fetcher:
     def _check_file(self, job: jobs.FetchJob, descriptor: int) -> None:
         status = os.fstat(descriptor)
         if f"{status.st_size}-{status.st_mtime_ns}" != job.etag:
-            text = f"{shown(job.url)}: the file has changed"
+            text = f"{public_url(job.url)}: the file has changed"
             raise OriginError(text, fatal=True, code=CHANGED)
 
     def close(self) -> None:
@@ -396,6 +385,16 @@ class Fetcher:
         for wires in self._idle.values():
             for wire in wires:
                 wire.close()
+
+
+def _copied(data: memoryview, target: Target) -> Iterator[int]:
+    """Copy what is in memory already; the caller tells the target of each count that comes."""
+    while data and not target.complete:  # a range may have been cut meanwhile
+        window = target.window()
+        count = min(len(data), len(window))
+        window[:count] = data[:count]
+        data = data[count:]
+        yield count
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -420,7 +419,7 @@ def _ended(job: jobs.FetchJob, error: BaseException) -> jobs.FetchEnded:
     if isinstance(error, StoreFull):
         return jobs.FetchEnded(job.chunk, str(error), False, 0.0, True)
     if not isinstance(error, OriginError):
-        text = f"{shown(job.url)}: {_reason(error)}"
+        text = f"{public_url(job.url)}: {_reason(error)}"
         return jobs.FetchEnded(job.chunk, text, False, 0.0, False)
     return jobs.FetchEnded(
         job.chunk, str(error), error.fatal, error.retry_after_s or 0.0, False,

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import h11
 import trio
 
 from node import jobs
 from node.dial import Dialler
+from node.origins.base import public_url
+from node.origins.control import delay_hint_s, request_id
 from node.sockets import EndOfStream, receive_into, send_all, wait_low_water
 from node.throttle import Throttle
 from node.tls import tls_context
@@ -32,12 +34,6 @@ CHANGED = "changed"  # in place of a store's code: the object is not the manifes
 
 SINGLE = frozenset({"content-range", "content-length", "etag", "last-modified"})
 FATAL = frozenset({400, 401, 403, 404, 405, 410, 412, 416})
-
-
-def shown(url: str) -> str:
-    """A URL for logs and errors: no userinfo, no query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 @contextmanager
@@ -166,17 +162,6 @@ def request_bytes(job: jobs.FetchJob, start: int, end: int) -> tuple[h11.Connect
     return connection, data + (connection.send(h11.EndOfMessage()) or b"")
 
 
-def retry_after_s(headers: dict[str, str]) -> float | None:
-    """The server's own hint: `x-oss-qos-delay-time` in ms, or Retry-After in seconds."""
-    delay = headers.get("x-oss-qos-delay-time", "")
-    if delay.isdecimal():
-        return int(delay) / 1000
-    after = headers.get("retry-after", "")
-    if after.isdecimal():
-        return float(after)
-    return None
-
-
 def check_head(
     job: jobs.FetchJob, status: int, headers: dict[str, str], start: int, end: int
 ) -> None:
@@ -185,7 +170,7 @@ def check_head(
     Raises:
       OriginError: anything else; it names the URL and what was wrong.
     """
-    where = shown(job.url)
+    where = public_url(job.url)
     if status == 412:
         text = f"{where}: the object has changed at the origin (412)"
         raise OriginError(text, fatal=True, status=status, code=CHANGED)
@@ -196,7 +181,7 @@ def check_head(
         raise OriginError(
             f"{where}: HTTP {status}",
             fatal=status in FATAL or 300 <= status < 400,
-            retry_after_s=retry_after_s(headers),
+            retry_after_s=delay_hint_s(headers),
             status=status,
             date=headers.get("date", ""),
             location=headers.get("location", ""),
@@ -256,14 +241,16 @@ async def get(
     try:
         event = await _head(wire, connection, stall_s)
     except h11.RemoteProtocolError as error:
-        raise OriginError(f"{shown(job.url)}: bad HTTP response: {error}", fatal=False) from error
+        raise OriginError(
+            f"{public_url(job.url)}: bad HTTP response: {error}", fatal=False
+        ) from error
     headers: dict[str, str] = {}
     for name, value in event.headers:
         word, text = name.decode("latin-1"), value.decode("latin-1")
         if headers.setdefault(word, text) != text and word in SINGLE:
-            raise OriginError(f"{shown(job.url)}: two headers {word} that differ", fatal=True)
+            raise OriginError(f"{public_url(job.url)}: two headers {word} that differ", fatal=True)
     answer.had_head, answer.status = True, event.status_code
-    answer.request_id = headers.get("x-oss-request-id") or headers.get("x-amz-request-id", "")
+    answer.request_id = request_id(headers)
     keep = event.http_version == b"1.1" and not re.search(
         "close", headers.get("connection", ""), re.IGNORECASE
     )

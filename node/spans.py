@@ -48,7 +48,6 @@ class Spans:
         self._sources = sources
         self._block_bytes = block_bytes
         self.all: dict[Span, None] = {}
-        self.stolen = 0
 
     def balance(self, now: float) -> None:
         """Measure all addresses, and let an idle one help the range that would end last."""
@@ -73,7 +72,6 @@ class Spans:
         part = steal(span.left, sink.block_left, self._block_bytes, slow, fast)
         if part is None:
             return
-        self.stolen += 1
         if part.whole:
             span.request.cancel()
             span.request = None

@@ -127,7 +127,6 @@ class Swarm:
         self._tracker_lost_at: float = inf
         self._peer_fetches: dict[NodeId, tuple[Chunk, ...]] = {}
         self._space_at: float | None = None
-        self._origin_dead = False
         self._corrupt_chunks = 0
         self._completed = False
         self._now = 0.0

@@ -84,7 +84,7 @@ class Exchange:
     def answered(self, status: int, headers: Mapping[str, str]) -> None:
         """A head came."""
         self.status = status
-        self.request_id = headers.get("x-oss-request-id") or headers.get("x-amz-request-id", "")
+        self.request_id = request_id(headers)
 
 
 @contextmanager
@@ -108,6 +108,11 @@ def audited(
             exchange.request_id,
             kind,
         )
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """What the store calls a request, for its support; empty where it calls it nothing."""
+    return headers.get("x-oss-request-id") or headers.get("x-amz-request-id", "")
 
 
 def delay_hint_s(headers: Mapping[str, str]) -> float | None:

@@ -62,8 +62,18 @@ class Signer(Protocol):
         """`headers` and those that sign them; `now` is the store's time, `url` has the query."""
 
 
-def _no_sdk() -> UsageError:
-    return UsageError("oss:// needs the package alibabacloud-oss-v2: pip install 'shoal[oss]'")
+def _oss_sdk() -> tuple[Any, Any]:
+    """The SDK's signers and types.
+
+    Raises:
+      UsageError: the SDK is not installed.
+    """
+    try:
+        from alibabacloud_oss_v2 import signer, types
+    except ImportError as error:
+        text = "oss:// needs the package alibabacloud-oss-v2: pip install 'shoal[oss]'"
+        raise UsageError(text) from error
+    return signer, types
 
 
 class OssV4:
@@ -74,11 +84,8 @@ class OssV4:
     """
 
     def __init__(self, region: str) -> None:
-        try:
-            from alibabacloud_oss_v2 import signer, types
-        except ImportError as error:
-            raise _no_sdk() from error
-        self._signer, self._types = signer.SignerV4(), types
+        signer, self._types = _oss_sdk()
+        self._signer = signer.SignerV4()
         self._region = region
 
     def __repr__(self) -> str:
@@ -116,11 +123,8 @@ class OssV1:
     """
 
     def __init__(self) -> None:
-        try:
-            from alibabacloud_oss_v2 import signer, types
-        except ImportError as error:
-            raise _no_sdk() from error
-        self._signer, self._types = signer.SignerV1(), types
+        signer, self._types = _oss_sdk()
+        self._signer = signer.SignerV1()
 
     def __repr__(self) -> str:
         return "<OssV1>"

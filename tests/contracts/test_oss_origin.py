@@ -5,15 +5,12 @@ Method: the tests' OSS server checks every signature with the SDK's code; jobs a
 client that adds what a worker adds and nothing else.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import fastcrc
 import pytest
 import trio
-from support.oss import OssServer
-from support.oss_model import FILES, ID, SECRET, fill, options, write_credentials
+from support.oss_model import FILES, options, write_credentials
 from support.readers import LoopbackNames, carry_out, read_all, read_chunk
 
 from node.jobs import FetchEnded
@@ -23,36 +20,6 @@ from p2p.errors import ManifestError, OriginError, UsageError
 KIB = 1024
 CHUNK, BLOCK = 64 * KIB, 16 * KIB
 KINDS = pytest.mark.parametrize("kind", ["v4", "v1"])
-
-
-@pytest.fixture(autouse=True)
-def bare_environment(monkeypatch):
-    """No variable of whoever runs the tests."""
-    for name in ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET", "OSS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def keys(monkeypatch) -> None:
-    """The right keys, in the environment."""
-    monkeypatch.setenv("OSS_ACCESS_KEY_ID", ID)
-    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", SECRET)
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., OssServer]]:
-    """Serve FILES below `model/`, beside a folder whose name begins the same."""
-    started: list[OssServer] = []
-
-    def start(files: dict[str, bytes] = FILES, **options: object) -> OssServer:
-        root = tmp_path / f"bucket-{len(started)}"
-        fill(root, files)
-        started.append(OssServer(root, credentials={ID: SECRET}, **options))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
 
 
 @KINDS

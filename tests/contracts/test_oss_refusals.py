@@ -7,15 +7,13 @@ Method: the tests' OSS server checks every signature with the SDK's code, agains
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 import trio
 from support.oss import Fault, OssServer
-from support.oss_model import FILES, ID, SECRET, fill, options, write_credentials
+from support.oss_model import FILES, options, write_credentials
 from support.readers import read_all, read_chunk, refusal_of
 
 from node.jobs import FetchEnded
@@ -27,36 +25,6 @@ from p2p.manifest import Manifest
 KIB = 1024
 CHUNK, BLOCK = 64 * KIB, 16 * KIB
 KINDS = pytest.mark.parametrize("kind", ["v4", "v1"])
-
-
-@pytest.fixture(autouse=True)
-def bare_environment(monkeypatch):
-    """No variable of whoever runs the tests."""
-    for name in ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET", "OSS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def keys(monkeypatch) -> None:
-    """The right keys, in the environment."""
-    monkeypatch.setenv("OSS_ACCESS_KEY_ID", ID)
-    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", SECRET)
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., OssServer]]:
-    """Serve FILES below `model/`, beside a folder whose name begins the same."""
-    started: list[OssServer] = []
-
-    def start(files: dict[str, bytes] = FILES, **options: object) -> OssServer:
-        root = tmp_path / f"bucket-{len(started)}"
-        fill(root, files)
-        started.append(OssServer(root, credentials={ID: SECRET}, **options))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
 
 
 @pytest.fixture

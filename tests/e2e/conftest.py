@@ -2,11 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.cluster import Cluster
+from support.oss import OssServer
+from support.oss_model import ID, SECRET
 
 
 @pytest.fixture
@@ -33,3 +36,17 @@ def one(folder: Path) -> Iterator[Cluster]:
     cluster = Cluster(folder, 1)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture
+def oss() -> Iterator[Callable[..., OssServer]]:
+    """Start an `OssServer`; all are closed at the end."""
+    started: list[OssServer] = []
+
+    def start(*arguments: Any, **options: Any) -> OssServer:
+        started.append(OssServer(*arguments, **{"credentials": {ID: SECRET}, **options}))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()

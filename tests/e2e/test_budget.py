@@ -7,31 +7,15 @@ import random
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from support.cluster import Process, hashes, make_model, sums, wait_until
 from support.counted import Log, Shaper
 from support.oss import Fault, ObjectGet, OssServer
+from support.oss_model import ID, SECRET
 
 KIB, MIB = 1024, 1024**2
-ID, SECRET = "plantedkeyid", "plantedS3cr3tkey"
 ORIGIN = ("--origin", "oss://models/model/", "--chunk-size", "256KiB", "--block-size", "256KiB")
-
-
-@pytest.fixture
-def oss() -> Iterator[Callable[..., OssServer]]:
-    """Start an `OssServer`; all are closed at the end."""
-    started: list[OssServer] = []
-
-    def start(*arguments: Any, **options: Any) -> OssServer:
-        started.append(OssServer(*arguments, **{"credentials": {ID: SECRET}, **options}))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
 
 
 def environment(server: OssServer) -> dict[str, str]:

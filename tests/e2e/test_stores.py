@@ -9,7 +9,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,13 +21,13 @@ import trustme
 from moto.server import ThreadedMotoServer
 from support.cluster import Cluster, Process, hashes, make_model, sums, wait_until
 from support.oss import Fault, ObjectGet, OssServer
+from support.oss_model import ID, SECRET
 
 from node.audit import AuditLine, parse_line
 from node.credentials import Credentials
 from node.origins.signing import S3V4
 
 KIB, MIB = 1024, 1024**2
-ID, SECRET = "plantedkeyid", "plantedS3cr3tkey"
 CHUNKS = ("--chunk-size", "1MiB", "--block-size", "256KiB")
 ODD = {
     "config.json": 700,
@@ -36,20 +36,6 @@ ODD = {
     "weights/模型-00002.gguf": 4 * MIB,
     "tokenizer/deep er/täxt %41&=?#;.json": 3 * KIB,
 }
-
-
-@pytest.fixture
-def oss() -> Iterator[Callable[..., OssServer]]:
-    """Start an `OssServer`; all are closed at the end."""
-    started = []
-
-    def start(*arguments: Any, **options: Any) -> OssServer:
-        started.append(OssServer(*arguments, **{"credentials": {ID: SECRET}, **options}))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
 
 
 def connector_environment(server: OssServer, folder: Path, **more: str) -> dict[str, str]:
@@ -71,6 +57,19 @@ def connector_environment(server: OssServer, folder: Path, **more: str) -> dict[
         "OSS_ENDPOINT": server.endpoint, "OSS_REGION": server.region,
         "OSS_PATH": "oss://models/model/", **more,
     }  # fmt: skip
+
+
+def start_by_environment(cluster: Cluster, server: OssServer) -> dict[str, Process]:
+    """Three nodes that load with what a user of the connector has set, each with its own logs."""
+    nodes = {}
+    for name in ("a", "b", "c"):
+        folder = cluster.node_folder(name)
+        environment = connector_environment(server, folder)
+        config = ("--connector-config", str(folder / "connector.json"))
+        nodes[name] = cluster.start_node(
+            name, "--until-complete", *config, *CHUNKS, env=environment
+        )
+    return nodes
 
 
 def audit(*paths: Path) -> list[AuditLine]:
@@ -104,14 +103,7 @@ def test_the_connectors_environment_is_all_that_is_needed(cluster, oss):
     source = make_model(cluster.folder / "source" / "model", 81, ODD)
     server = oss(cluster.folder / "source")
     cluster.start_tracker("--start-with", "3")
-    nodes = {}
-    for name in ("a", "b", "c"):
-        folder = cluster.node_folder(name)
-        environment = connector_environment(server, folder)
-        config = ("--connector-config", str(folder / "connector.json"))
-        nodes[name] = cluster.start_node(
-            name, "--until-complete", *config, *CHUNKS, env=environment
-        )
+    nodes = start_by_environment(cluster, server)
     finish(cluster, nodes, hashes(source))
     total = sum(ODD.values())
     assert sums(cluster, list(nodes), "origin_bytes") == total
@@ -225,14 +217,7 @@ def test_a_store_that_is_busy_cuts_and_stalls_costs_little_more(cluster, oss):
 
     server = oss(cluster.folder / "source", fault=fault)
     cluster.start_tracker("--start-with", "3")
-    nodes = {}
-    for name in ("a", "b", "c"):
-        folder = cluster.node_folder(name)
-        environment = connector_environment(server, folder)
-        config = ("--connector-config", str(folder / "connector.json"))
-        nodes[name] = cluster.start_node(
-            name, "--until-complete", *config, *CHUNKS, env=environment
-        )
+    nodes = start_by_environment(cluster, server)
     finish(cluster, nodes, hashes(source))
     total = sum(sizes.values())
     ratio = sums(cluster, list(nodes), "origin_bytes") / total

@@ -10,8 +10,10 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.http_get import Answer, Body, Wire, check_head, get, request_bytes, retry_after_s, shown
+from node.http_get import Answer, Body, Wire, check_head, get, request_bytes
 from node.jobs import FetchJob
+from node.origins.base import public_url
+from node.origins.control import delay_hint_s
 from p2p.errors import OriginError
 
 JOB = FetchJob(0, "http://user:secret@host/path/file?sig=secret", [], '"e1"', "", 1000)
@@ -56,10 +58,10 @@ def test_any_other_answer_is_an_error_that_names_the_url_without_its_secrets(
 
 
 def test_hints_of_both_kinds_are_seconds():
-    assert retry_after_s({"x-oss-qos-delay-time": "250"}) == 0.25
-    assert retry_after_s({"retry-after": "3"}) == 3.0
-    assert retry_after_s({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) is None
-    assert shown("https://a:b@h:1/p%20q?x=y") == "https://h:1/p%20q"
+    assert delay_hint_s({"x-oss-qos-delay-time": "250"}) == 0.25
+    assert delay_hint_s({"retry-after": "3"}) == 3.0
+    assert delay_hint_s({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) is None
+    assert public_url("https://a:b@h:1/p%20q?x=y") == "https://h:1/p%20q"
 
 
 DATED = FetchJob(0, "http://host/file", [], "", "Wed, 21 Oct 2026 07:28:00 GMT", 1000)
