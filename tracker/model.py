@@ -478,15 +478,16 @@ class Model:
             self._out.append((node_id, m.Leases(chunks, self.started_at, limited, *needs)))
 
     def _recount(self) -> None:
-        """Chunks that no live node holds are fetched again."""
+        """Chunks that no live node holds are fetched again, but not of a file that is refused."""
         self._recount_at = inf
-        if self.leases is None or self.manifest is None:
+        if self.leases is None or self.manifest is None or self.sealing is None:
             return
         union = self._union(None)
         everything = (1 << self.manifest.chunk_count) - 1
         everything <<= -self.manifest.chunk_count % 8
         for chunk in self._chunks_of(everything & ~union):
-            self.leases.lost(chunk)
+            if self.manifest.extent(chunk).file not in self.sealing.seal.broken:
+                self.leases.lost(chunk)
 
     def _union(self, but: NodeId | None) -> int:
         union = 0

@@ -16,7 +16,7 @@ from p2p.bitfield import Bitfield
 from p2p.errors import ManifestError, RemoteProtocolError
 from p2p.ids import NodeId
 from p2p.manifest import File, Manifest
-from tracker.model import EXPIRY_S, LISTING_S, Model
+from tracker.model import EXPIRY_S, LISTING_S, LOST_GRACE_S, Model
 from tracker.sealing import ASK_DELAY_S
 from tracker.view import model_status
 
@@ -307,6 +307,15 @@ def test_a_file_that_does_not_match_again_is_told_to_all_and_to_who_comes_later(
     assert status["seal"] == "broken"
     assert status["broken_files"] == [{"file": "x", "stored": told(0, 1, 2), "read": read}]
     assert sent(tracked.handle(A, m.Sealed([X]), 3.0), m.Sealed) == [], "it is not to be mended"
+
+
+def test_a_refused_file_is_not_read_a_third_time_when_its_holder_leaves():
+    tracked = running(X_ANEW)
+    tracked.handle(A, fetched(0, 1, 3), 1.0)
+    tracked.handle(B, fetched(2, wrong=True), 1.0)
+    tracked.handle(A, m.Bye(), 2.0)
+    tracked.tick(2.0 + LOST_GRACE_S)
+    assert leased(tracked.handle(B, announce(2, wanted=9), 2.0 + LOST_GRACE_S), B) == [3]
 
 
 def test_another_file_that_does_not_match_begins_anew_beside_one_that_did_before():
