@@ -58,4 +58,16 @@ def fetch(size: str, runs: int, workers: int | None, json_file: Path | None) -> 
     measure(size, runs, workers, json_file)
 
 
+@bench.command()
+@click.option("--size", default="4GiB", show_default=True, metavar="SIZE")
+@click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--workers", type=click.IntRange(0, 64), metavar="N", help="[default: the node's]")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def peer(size: str, runs: int, workers: int | None, json_file: Path | None) -> None:
+    """One node reads a model from another one, beside curl from nginx."""
+    from simulations.bench.peer import measure
+
+    measure(size, runs, workers, json_file)
+
+
 main()

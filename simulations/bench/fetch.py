@@ -15,60 +15,52 @@ program's.
 """
 
 import json
-import os
-import platform
-import select
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from p2p.errors import UsageError
-from p2p.units import MIB, format_size, parse_size
+from p2p.units import format_size
+from simulations.bench.processes import (
+    GB,
+    TMPFS,
+    Usage,
+    check_space,
+    compare,
+    console,
+    end_in_order,
+    machine,
+    read_size,
+    show_machine,
+    show_ratio,
+    timed,
+    tracker,
+    write_json,
+    write_random,
+)
 from simulations.nginx import Nginx, serving
 
-console = Console()
-
 BUCKET, KEY = "bucket", "model.bin"
-TMPFS = Path("/dev/shm")
-GB = 1e9
-STEP = 8 * MIB
 OURS = "p2p-node"
-# nothing of the caller's environment: neither proxies nor keys nor settings of a home directory
-ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
-START_S, SLOWEST_BYTES_S = 30.0, 20e6  # a run that is slower hangs
 
 Command = Callable[[str, Path], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Run(Usage):
     """One program, one round. The last three are the node's report's: its own start to its end."""
 
-    seconds: float
-    user_s: float
-    system_s: float
     nginx_s: float = 0.0
     own_s: float | None = None
     report_cpu_s: float | None = None
     report_worker_cpu_s: float | None = None
-
-    @property
-    def cpu_s(self) -> float:
-        """User and system time."""
-        return self.user_s + self.system_s
 
 
 # -- the programs ---------------------------------------------------------------------------------
@@ -107,64 +99,7 @@ def node_command(tracker: str, workers: int | None, url: str, to: Path) -> list[
             *more]  # fmt: skip
 
 
-# -- processes ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def started(command: list[str], stdout: int) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, which ends with the block."""
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=stdout, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.stdout is not None:
-            process.stdout.close()
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@contextmanager
-def tracker() -> Iterator[str]:
-    """A tracker of its own for one run, which is not counted; gives its address."""
-    command = [sys.executable, "-m", "tracker", "serve", "--listen", "127.0.0.1:0", "--http", "off"]
-    with started(command, subprocess.PIPE) as process:
-        assert process.stdout is not None
-        readable, _, _ = select.select([process.stdout], [], [], START_S)
-        line = process.stdout.readline() if readable else ""
-        if not line.startswith("tracker: nodes at "):
-            raise SystemExit("the tracker did not start")
-        yield line.split()[3].rstrip(",")
-
-
-def timed(name: str, command: list[str], size: int) -> Run:
-    """Run a program to its end.
-
-    Raises:
-      SystemExit: it fails or hangs.
-    """
-    begin = time.perf_counter()
-    with started(command, subprocess.DEVNULL) as process:
-        limit_s = START_S + size / SLOWEST_BYTES_S
-        descriptor = os.pidfd_open(process.pid)
-        try:
-            ended, _, _ = select.select([descriptor], [], [], limit_s)
-        finally:
-            os.close(descriptor)
-        seconds = time.perf_counter() - begin
-        if not ended:
-            raise SystemExit(f"{name} has not ended after {limit_s:.0f} s")
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{name} failed with exit code {process.returncode}: {command}")
-    return Run(seconds, usage.ru_utime, usage.ru_stime)
-
-
-def with_report(run: Run, report: dict[str, Any]) -> Run:
+def with_report(run: Usage, report: dict[str, Any]) -> Run:
     """The same run with the report's figures, once the two accounts of CPU time agree.
 
     Raises:
@@ -174,8 +109,9 @@ def with_report(run: Run, report: dict[str, Any]) -> Run:
         raise SystemExit(
             f"CPU seconds: {run.cpu_s:.2f} by wait4, {report['cpu_seconds']:.2f} by the report"
         )
-    return replace(
-        run, own_s=report["seconds"], report_cpu_s=report["cpu_seconds"],
+    return Run(
+        run.seconds, run.user_s, run.system_s, own_s=report["seconds"],
+        report_cpu_s=report["cpu_seconds"],
         report_worker_cpu_s=report["worker_cpu_seconds"],
     )  # fmt: skip
 
@@ -194,7 +130,7 @@ class Comparison:
         self._folder = folder
         self._size = size
         self._workers = workers
-        self._load = os.getloadavg()[0]
+        self._machine = machine()
         self._source = folder / "origin" / BUCKET / KEY
         commands = peers()
         self._peers = {name: command for name, command in commands.items() if command is not None}
@@ -211,9 +147,7 @@ class Comparison:
         self._source.parent.mkdir(parents=True)
         for path in (self._folder, self.origin, self._source.parent):
             path.chmod(0o755)
-        with self._source.open("wb") as stream:
-            for at in range(0, self._size, STEP):
-                stream.write(os.urandom(min(STEP, self._size - at)))
+        write_random(self._source, self._size)
 
     def round(self, nginx: Nginx, counted: bool) -> None:
         """Each program once."""
@@ -237,27 +171,13 @@ class Comparison:
     def _one(self, name: str, url: str, to: Path) -> Run:
         if name == OURS:
             with tracker() as address:
-                run = timed(name, node_command(address, self._workers, url, to), self._size)
-            run = with_report(run, json.loads((to / "report.json").read_text()))
-            self._compare(name, to / "model" / KEY)
+                usage = timed(name, node_command(address, self._workers, url, to), self._size)
+            run = with_report(usage, json.loads((to / "report.json").read_text()))
+            compare(name, self._source, to / "model" / KEY)
         else:
-            run = timed(name, self._peers[name](url, to), self._size)
-            self._compare(name, to / KEY)
+            run = Run(*astuple(timed(name, self._peers[name](url, to), self._size)))
+            compare(name, self._source, to / KEY)
         return run
-
-    def _compare(self, name: str, copy: Path) -> None:
-        """Every byte.
-
-        Raises:
-          SystemExit: one differs.
-        """
-        with self._source.open("rb") as one, copy.open("rb") as other:
-            while True:
-                data = one.read(STEP)
-                if data != other.read(STEP):
-                    raise SystemExit(f"{name}: the copy differs from the source")
-                if not data:
-                    return
 
     # -- figures ----------------------------------------------------------------------------------
 
@@ -284,9 +204,7 @@ class Comparison:
     def result(self, command: str) -> dict[str, Any]:
         """Everything, as it is written to a file."""
         return {
-            "bench": "fetch", "size_bytes": self._size, "machine": platform.machine(),
-            "cores": os.cpu_count(), "python": platform.python_version(),
-            "kernel": platform.release(), "load": self._load, "command": command,
+            "bench": "fetch", "size_bytes": self._size, **self._machine, "command": command,
             "missing": self.missing,
             "programs": {name: self.figures(name) for name in self.runs},
             "cpu_to_curl": self.ratio("curl", lambda run: run.cpu_s),
@@ -309,47 +227,15 @@ class Comparison:
         console.print(table)
         rounds = len(self.runs[OURS])
         console.print(f"{format_size(self._size)}, medians of {rounds} rounds after a warm-up")
-        _show_ratio("CPU per GB, ours to curl", result["cpu_to_curl"])
-        _show_ratio("GB/s, ours to aria2c", result["speed_to_aria2c"])
+        show_ratio("CPU per GB, ours to curl", result["cpu_to_curl"])
+        show_ratio("GB/s, ours to aria2c", result["speed_to_aria2c"])
         reported = statistics.median(run.report_cpu_s or 0.0 for run in self.runs[OURS])
         waited = statistics.median(run.cpu_s for run in self.runs[OURS])
         console.print(f"our CPU seconds: {waited:.2f} by wait4, {reported:.2f} by the report")
-        console.print(
-            f"{result['machine']}, {result['cores']} cores, python {result['python']}, "
-            f"Linux {result['kernel']}, load {result['load']:.1f} before the first round; "
-            f"repeat: {result['command']}", soft_wrap=True,
-        )  # fmt: skip
-
-
-def _show_ratio(text: str, ratios: list[float]) -> None:
-    if ratios:
-        rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        console.print(f"{text}: {statistics.median(ratios):.2f} (by round: {rounds})")
+        show_machine(result)
 
 
 # -- the command ----------------------------------------------------------------------------------
-
-
-def check_space(size: int) -> None:
-    """The source and one copy must fit, into tmpfs and into memory.
-
-    Raises:
-      SystemExit: they do not.
-    """
-    if not os.access(TMPFS, os.W_OK):
-        raise SystemExit(f"{TMPFS} cannot be written: this bench needs tmpfs there")
-    meminfo = Path("/proc/meminfo").read_text()
-    memory = int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024
-    there = min(shutil.disk_usage(TMPFS).free, memory)
-    if there < 2 * size + 256 * MIB:
-        raise SystemExit(
-            f"{TMPFS} must hold the file twice, {format_size(2 * size)}, and has "
-            f"{format_size(there)}: give a smaller --size"
-        )
-
-
-def _terminated(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def measure(size_text: str, runs: int, workers: int | None, json_file: Path | None) -> None:
@@ -358,12 +244,9 @@ def measure(size_text: str, runs: int, workers: int | None, json_file: Path | No
     Raises:
       SystemExit: something is missing, or a program failed.
     """
-    try:
-        size = parse_size(size_text)
-    except UsageError as error:
-        raise SystemExit(str(error)) from error
+    size = read_size(size_text)
     check_space(size)
-    signal.signal(signal.SIGTERM, _terminated)  # so that the folders and processes go, too
+    end_in_order()
     words = ["python -m simulations bench fetch", f"--size {size_text}", f"--runs {runs}"]
     if workers is not None:
         words.append(f"--workers {workers}")
@@ -378,5 +261,4 @@ def measure(size_text: str, runs: int, workers: int | None, json_file: Path | No
             comparison.round(nginx, counted=number > 0)
         result = comparison.result(" ".join(words))
     comparison.show(result)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(result, json_file)
