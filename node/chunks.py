@@ -1,6 +1,13 @@
-"""A worker's view of the store: chunks as mapped memory, verified block by block as bytes come."""
+"""A worker's view of the store: chunks in files, verified block by block as bytes come.
 
-import contextlib
+A block on its way is in memory: hashed there, while the processor's cache still holds it, and only
+then written to its file. So a file never holds a byte that was not verified, and a block that is
+verified is never written again. Memory: one block for each transfer under way, and at most
+`SPARE_BUFFERS` more that are kept for the next ones (a fresh one costs a page fault for every
+4 KiB). Written through a mapping instead, each page was cleared before it was overwritten: 1.2 x
+curl's CPU time, and now 1.0 (simulations/RESULTS.md).
+"""
+
 import errno
 import mmap
 import os
@@ -10,12 +17,14 @@ from pathlib import Path
 
 from node.statemap import MISSING, VERIFIED, StateMap
 from p2p.digest import DIGEST_BYTES, block_digest, chunk_pin
-from p2p.errors import P2PError, StoreFull
+from p2p.errors import P2PError, StoreError, StoreFull
 from p2p.ids import Chunk
 from p2p.manifest import Manifest
 
 OPEN_FILES = 256  # descriptors kept for cache files; a model may have 100,000
-MADV_POPULATE_WRITE = 23  # Linux 5.14: fault a block's pages in with one call
+SPARE_BUFFERS = 16  # more transfers than that at once are rare
+ALLOCATED = 1024  # chunks; a worker has a few dozen under way
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ChunkMismatch(P2PError):
@@ -31,6 +40,8 @@ class Chunks:
         self._files = directory / "files"
         self._digests = os.open(directory / "digests", os.O_RDWR | os.O_CLOEXEC)
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._spare: list[mmap.mmap] = []
+        self._allocated: OrderedDict[Chunk, tuple[int, int]] = OrderedDict()
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -108,20 +119,45 @@ class Chunks:
           StoreFull: there is none.
         """
         extent = self.manifest.extent(chunk)
-        length = (extent.length if end is None else end) - start
+        end = extent.length if end is None else end
+        before = self._allocated.get(chunk, (0, 0))
+        if before[0] <= start and end <= before[1]:
+            return  # tmpfs clears what is allocated twice: a third of a transfer's CPU time
         try:
-            os.posix_fallocate(self.descriptor(extent.file), extent.offset + start, length)
+            os.posix_fallocate(self.descriptor(extent.file), extent.offset + start, end - start)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in NO_SPACE:
                 raise StoreFull(f"no space for chunk {chunk}: {error.strerror}") from error
             raise
+        self._allocated[chunk] = (start, end)
+        if len(self._allocated) > ALLOCATED:
+            self._allocated.popitem(last=False)
 
-    def mapped(self, chunk: Chunk, start: int, end: int) -> mmap.mmap:
-        """Bytes `start` to `end` of the chunk, writable. The caller closes it."""
+    def write(self, chunk: Chunk, offset: int, data: memoryview) -> None:
+        """Bytes of a chunk, into space that was allocated.
+
+        Raises:
+          StoreFull: the filesystem wants more than that.
+          StoreError: they cannot be written.
+        """
         extent = self.manifest.extent(chunk)
-        return mmap.mmap(
-            self.descriptor(extent.file), end - start, mmap.MAP_SHARED, offset=extent.offset + start
-        )
+        descriptor, at = self.descriptor(extent.file), extent.offset + offset
+        try:
+            while data:
+                count = os.pwrite(descriptor, data, at)
+                data, at = data[count:], at + count
+        except OSError as error:
+            kind = StoreFull if error.errno in NO_SPACE else StoreError
+            raise kind(f"chunk {chunk} cannot be written: {error.strerror}") from error
+
+    def take_buffer(self) -> mmap.mmap:
+        """Memory for one block, page-aligned; the last one given back, which is still in cache."""
+        return self._spare.pop() if self._spare else mmap.mmap(-1, self.manifest.block_bytes)
+
+    def give_buffer(self, buffer: mmap.mmap) -> None:
+        """Nobody writes into it any more."""
+        if len(self._spare) < SPARE_BUFFERS:
+            self._spare.append(buffer)
 
     def block_length(self, chunk: Chunk, block: int) -> int:
         """Bytes of a block: fewer than all only at a file's end."""
@@ -148,8 +184,8 @@ class Chunks:
 class Sink:
     """One range of a chunk as it arrives in order.
 
-    Write into `window()`, tell `advance` how much came; each block is verified when it is whole and
-    only then marked. Blocks that are verified already are never written: their bytes go to scratch.
+    Receive into `window()`, tell `advance` how much came; each block is verified when it is whole,
+    and only then written and marked. Blocks that are verified by then are never written.
 
     Args:
       pin: what the digests of all blocks must make (see `expect`), or, of a chunk of one block,
@@ -178,9 +214,8 @@ class Sink:
         self.start, self.end = span or chunks.missing_range(chunk)
         chunks.allocate(chunk, self.start, self.end)
         self.position = self.start
-        self._map = chunks.mapped(chunk, self.start, self.end)
-        self._view = memoryview(self._map)
-        self._scratch: bytearray | None = None
+        self._buffer = chunks.take_buffer()
+        self._view = memoryview(self._buffer)
         self._enter_block()
 
     def expect(self, digests: bytes) -> None:
@@ -197,55 +232,44 @@ class Sink:
     def _enter_block(self) -> None:
         size = self._chunks.manifest.block_bytes
         self._block = self.position // size
-        self._block_end = min((self._block + 1) * size, self.end)
-        states = self._chunks.map.blocks(self.chunk, self._block, self._block + 1)
-        self._here = states == bytes([VERIFIED])
-        if self._here and self.position < self.end:
-            self._scratch = bytearray(size)
-        elif self.position < self.end:
-            with contextlib.suppress(OSError):  # an older kernel: pages are faulted in one by one
-                at, length = self.position - self.start, self._block_end - self.position
-                self._map.madvise(MADV_POPULATE_WRITE, at, length)
+        self._block_start = self._block * size
+        self._block_end = min(self._block_start + size, self.end)
 
     def window(self) -> memoryview:
         """Where the next bytes go: to the end of the current block at most."""
-        if self._here and self._scratch is not None:
-            return memoryview(self._scratch)[: self._block_end - self.position]
-        return self._view[self.position - self.start : self._block_end - self.start]
+        start = self._block_start
+        return self._view[self.position - start : self._block_end - start]
 
     def advance(self, count: int) -> bool:
         """`count` bytes are there; true when a block is whole.
 
         Raises:
           ChunkMismatch: the block is not what it should be. Nothing of it counts.
+          StoreError: it cannot be written.
         """
         self.position += count
         if self.position < self._block_end:
             return False
-        if self._here:
-            self.duplicate_bytes += self._block_end - self._block * self._block_bytes
+        if self._chunks.map.blocks(self.chunk, self._block, self._block + 1)[0] == VERIFIED:
+            self.duplicate_bytes += self._block_end - self._block_start
         else:
             self._verify()
         self._enter_block()
         return True
 
-    @property
-    def _block_bytes(self) -> int:
-        return self._chunks.manifest.block_bytes
-
     def _verify(self) -> None:
-        start = self._block * self._block_bytes - self.start
-        with self._view[start : self._block_end - self.start] as block:
+        with self._view[: self._block_end - self._block_start] as block:
             digest = block_digest(block)
             if self._checksum is not None:
                 self._crcs[self._block] = self._checksum(block)
-        if self._expected is not None:
-            at = self._block * DIGEST_BYTES
-            good = digest == self._expected[at : at + DIGEST_BYTES]
-        else:
-            good = self._pin is None or chunk_pin([digest]) == self._pin
-        if not good:
-            raise ChunkMismatch(f"block {self._block} of chunk {self.chunk} does not match")
+            if self._expected is not None:
+                at = self._block * DIGEST_BYTES
+                good = digest == self._expected[at : at + DIGEST_BYTES]
+            else:
+                good = self._pin is None or chunk_pin([digest]) == self._pin
+            if not good:
+                raise ChunkMismatch(f"block {self._block} of chunk {self.chunk} does not match")
+            self._chunks.write(self.chunk, self._block_start, block)
         self._chunks.store_digest(self.chunk, self._block, digest)
         self._chunks.map.set(self.chunk, self._block, VERIFIED)
 
@@ -265,7 +289,6 @@ class Sink:
         return self.position >= self.end
 
     def close(self) -> None:
-        """Unmap; what was verified stays."""
+        """Give the memory back; what was verified stays."""
         self._view.release()
-        with contextlib.suppress(BufferError):  # an error's traceback still holds a window of it
-            self._map.close()
+        self._chunks.give_buffer(self._buffer)

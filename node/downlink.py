@@ -1,4 +1,4 @@
-"""Requests to one peer on one data connection, received straight into the mapped file."""
+"""Requests to one peer on one data connection, block by block into the store."""
 
 import socket
 from collections import deque
@@ -162,8 +162,8 @@ class Downlink:
             left -= count
             try:
                 whole = sink.advance(count)
-            except ChunkMismatch as error:
-                self._mismatch(job, error)
+            except (ChunkMismatch, StoreFull) as error:
+                self._refuse(job, error)
                 raise
             if whole:
                 await trio.lowlevel.checkpoint()
@@ -173,12 +173,12 @@ class Downlink:
         try:
             self._sink.expect(digests)
         except ChunkMismatch as error:
-            self._mismatch(job, error)
+            self._refuse(job, error)
             raise
 
-    def _mismatch(self, job: jobs.AskJob, error: ChunkMismatch) -> None:
+    def _refuse(self, job: jobs.AskJob, error: ChunkMismatch | StoreFull) -> None:
         self._asked.popleft()
-        self._end(job, "corrupt", str(error))
+        self._end(job, "no_space" if isinstance(error, StoreFull) else "corrupt", str(error))
 
     def _close_sink(self) -> None:
         if self._sink is not None:

@@ -1,8 +1,8 @@
 """Fetching chunks from the origin into the store: http(s) ranges and local files.
 
-A chunk's missing blocks are cut into ranges, which are read at the same time, each straight into
-the mapped file. A broken body goes on at the received offset; a range that is slower than nearly
-all others is asked for once more, into memory, and whichever is whole first counts.
+A chunk's missing blocks are cut into ranges, which are read at the same time, each block into
+memory and, hashed, into its file. A broken body goes on at the received offset; a range that is
+slower than nearly all others is asked for once more, and whichever is whole first counts.
 """
 
 import errno
@@ -29,7 +29,7 @@ from node.spans import Memory, Span, Spans, Target
 from node.throttle import DOWNLOAD, Throttle
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
-from p2p.errors import OriginError, StoreFull
+from p2p.errors import OriginError, StoreError, StoreFull
 
 IDLE_WIRES = 16
 THROTTLED = (429, 503)  # the whole cluster hears of these at once
@@ -89,7 +89,7 @@ class Fetcher:
         self._totals.under_way[job.chunk] = 0
         try:
             await self._fetch(job)
-        except* (StoreFull, OriginError, OSError, trio.TooSlowError) as group:
+        except* (StoreError, OriginError, OSError, trio.TooSlowError) as group:
             self._report(_ended(job, _first(group)))
         finally:
             self._totals.under_way.pop(job.chunk, None)
@@ -98,7 +98,7 @@ class Fetcher:
         """Read what is missing of a chunk.
 
         Raises:
-          OriginError, OSError, trio.TooSlowError, StoreFull
+          OriginError, OSError, trio.TooSlowError, StoreError
         """
         crcs: dict[int, int] = {}
         crc = checksum_function(job.checksum) if job.checksum else None
@@ -398,7 +398,7 @@ def _copied(data: memoryview, target: Target) -> Iterator[int]:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One of a group's errors: no space before the origin's own word before a broken connection."""
+    """One of a group's errors: our store, then the origin's own word, then a broken connection."""
     found: list[BaseException] = []
     waiting: list[BaseException] = [group]
     while waiting:
@@ -407,7 +407,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
             waiting += error.exceptions
         else:
             found.append(error)
-    ranks = (StoreFull, OriginError, BaseException)
+    ranks = (StoreError, OriginError, BaseException)
     return min(found, key=lambda one: [isinstance(one, rank) for rank in ranks].index(True))
 
 
@@ -416,8 +416,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _ended(job: jobs.FetchJob, error: BaseException) -> jobs.FetchEnded:
-    if isinstance(error, StoreFull):
-        return jobs.FetchEnded(job.chunk, str(error), False, 0.0, True)
+    if isinstance(error, StoreError):
+        return jobs.FetchEnded(job.chunk, str(error), False, 0.0, isinstance(error, StoreFull))
     if not isinstance(error, OriginError):
         text = f"{public_url(job.url)}: {_reason(error)}"
         return jobs.FetchEnded(job.chunk, text, False, 0.0, False)

@@ -59,7 +59,10 @@ class StoreError(P2PError):
 
 
 class StoreFull(StoreError):
-    """ENOSPC or EDQUOT at a chunk's allocation, before any of its bytes was transferred."""
+    """ENOSPC or EDQUOT at a chunk's allocation, before any of its bytes was transferred.
+
+    At its writing only where a filesystem does not keep what it promised (copy on write).
+    """
 
 
 class OriginError(P2PError):
