@@ -240,8 +240,8 @@ class Sink:
         start = self._block_start
         return self._view[self.position - start : self._block_end - start]
 
-    def advance(self, count: int) -> bool:
-        """`count` bytes are there; true when a block is whole.
+    def advance(self, count: int) -> None:
+        """`count` bytes are there; a block that is whole is verified and written.
 
         Raises:
           ChunkMismatch: the block is not what it should be. Nothing of it counts.
@@ -249,13 +249,12 @@ class Sink:
         """
         self.position += count
         if self.position < self._block_end:
-            return False
+            return
         if self._chunks.map.blocks(self.chunk, self._block, self._block + 1)[0] == VERIFIED:
             self.duplicate_bytes += self._block_end - self._block_start
         else:
             self._verify()
         self._enter_block()
-        return True
 
     def _verify(self) -> None:
         with self._view[: self._block_end - self._block_start] as block:

@@ -9,7 +9,7 @@ import trio
 
 from node import jobs
 from node.chunks import ChunkMismatch, Chunks, Sink
-from node.sockets import receive_exactly, receive_into
+from node.sockets import Turns, Window, receive_exactly, receive_into
 from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import Flag, Header, Kind
@@ -53,6 +53,8 @@ class Downlink:
         self._asked: deque[jobs.AskJob] = deque()
         self._more = trio.Event()
         self._sink: Sink | None = None
+        self._begin_s = 0.0
+        self._window, self._turns = Window(sock), Turns()
 
     def ask(self, job: jobs.AskJob) -> None:
         """Send a request; what comes of it is reported.
@@ -135,7 +137,11 @@ class Downlink:
         elif header.kind is Kind.NOT_HAVE:
             self._end(job, "not_have", "the peer has not got it")
         else:
-            complete = self._sink is not None and self._sink.complete
+            sink = self._sink
+            complete = sink is not None and sink.complete
+            if sink is not None:
+                seconds = trio.current_time() - self._begin_s
+                self._window.came(sink.position - sink.start, seconds)
             self._close_sink()
             if complete and self._chunks.missing_range(job.chunk) == (0, 0):
                 self._got(job)
@@ -146,6 +152,7 @@ class Downlink:
         """One block's frame."""
         digests = await receive_exactly(self._sock, header.digests, self._stall_s)
         if self._sink is None:
+            self._begin_s = trio.current_time()
             self._sink = Sink(self._chunks, job.chunk, job.pin)
             if self._chunks.manifest.block_count(job.chunk) > 1:
                 if not header.flags & Flag.DIGESTS:
@@ -161,12 +168,11 @@ class Downlink:
             self._received.bytes += count
             left -= count
             try:
-                whole = sink.advance(count)
+                sink.advance(count)
             except (ChunkMismatch, StoreFull) as error:
                 self._refuse(job, error)
                 raise
-            if whole:
-                await trio.lowlevel.checkpoint()
+            await self._turns.moved(count)
 
     def _expect(self, job: jobs.AskJob, digests: bytes) -> None:
         assert self._sink is not None

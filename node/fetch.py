@@ -25,6 +25,7 @@ from node.nics import Source, Sources
 from node.origins.base import public_url
 from node.permits import Permits
 from node.ranges import Hedges, RangeSize, Tries
+from node.sockets import Turns
 from node.spans import Memory, Span, Spans, Target
 from node.throttle import DOWNLOAD, Throttle
 from p2p.checksum import CHECKSUM_BYTES, combine
@@ -83,6 +84,7 @@ class Fetcher:
         self._rng = Random()  # only spreads retries
         self._size = RangeSize()
         self._hedges = Hedges()
+        self._turns = Turns()
 
     async def fetch(self, job: jobs.FetchJob) -> None:
         """Carry out a job; its outcome is reported, never raised."""
@@ -309,6 +311,7 @@ class Fetcher:
         self, wire: Wire, body: Body, target: Target, stall_s: float, source: Source
     ) -> None:
         """One response's body into the target."""
+        begin, start = trio.current_time(), target.position
         await self._throttle.pay(len(body.first))
         for count in _copied(memoryview(body.first), target):
             source.came(count)
@@ -316,18 +319,18 @@ class Fetcher:
         while not target.complete:
             count = await wire.receive(target.window(), stall_s, self._throttle)
             source.came(count)
-            if self._took(target, count):
-                await trio.lowlevel.checkpoint()
+            self._took(target, count)
+            await self._turns.moved(count)
+        wire.window.came(target.position - start, trio.current_time() - begin)
 
-    def _took(self, target: Target, count: int) -> bool:
+    def _took(self, target: Target, count: int) -> None:
         self._totals.bytes += count
-        if isinstance(target, Sink):
-            return self._advance(target, count)
-        return target.advance(count)
+        self._advance(target, count)
 
-    def _advance(self, sink: Sink, count: int) -> bool:
-        self._totals.under_way[sink.chunk] += count
-        return sink.advance(count)
+    def _advance(self, target: Target, count: int) -> None:
+        if isinstance(target, Sink):
+            self._totals.under_way[target.chunk] += count
+        target.advance(count)
 
     async def _wire(self, url: str, source: Source) -> tuple[Wire, bool]:
         idle = self._idle.get((*urlsplit(url)[:2], source.ip))
@@ -367,7 +370,7 @@ class Fetcher:
                 if not count:
                     raise OriginError(f"{public_url(job.url)}: the file is shorter now", fatal=True)
                 self._took(sink, count)
-                await trio.lowlevel.checkpoint()
+                await self._turns.moved(count)
             self._check_file(job, descriptor)
         finally:
             os.close(descriptor)

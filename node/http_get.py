@@ -19,7 +19,7 @@ from node import jobs
 from node.dial import Dialler
 from node.origins.base import public_url
 from node.origins.control import delay_hint_s, request_id
-from node.sockets import EndOfStream, receive_into, send_all, wait_low_water
+from node.sockets import EndOfStream, Window, receive_into, send_all, wait_low_water
 from node.throttle import Throttle
 from node.tls import tls_context
 from p2p.errors import OriginError
@@ -63,6 +63,7 @@ class Wire:
         self._tls = tls
         self.source_ip = source_ip
         self.reusable = False
+        self.window = Window(sock)
 
     async def send(self, data: bytes) -> None:
         """All of it."""

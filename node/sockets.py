@@ -1,7 +1,12 @@
 """Raw non-blocking sockets under trio: no copy, no wake-up for every few kilobytes.
 
 trio's own socket methods yield to the scheduler after every call; here a task yields when there is
-nothing to read, and once a block.
+nothing to read, and after a few MiB (`Turns`).
+
+The kernel grows a connection's receive buffer with what it sees being read, which on a fast link
+lags behind for long; `Window` opens it at once. It can then hold up to the last number of
+`net.ipv4.tcp_rmem` (6 MiB by default), as it could before, and holds that much only while its
+reader lags.
 """
 
 import contextlib
@@ -14,8 +19,13 @@ import termios
 import trio
 
 from node.throttle import Throttle
+from p2p.units import MIB
 
 LOW_WATER_BYTES = 256 * 1024  # recv calls for 32 MiB fall from 2049 to 129 (measured)
+TURN_BYTES = 4 * MIB  # about 3 ms of work; a checkpoint takes 20 us
+WIDE_BYTES = 4 * MIB
+# Slower links never need so much: it would only queue in the network, ahead of what is urgent.
+FAST_BYTES_S, FAST_BYTES = 200e6, 4 * MIB
 
 
 class EndOfStream(OSError):
@@ -24,6 +34,37 @@ class EndOfStream(OSError):
     def __init__(self) -> None:
         super().__init__(0, "connection closed by the other side")
         self.strerror = "connection closed by the other side"
+
+
+class Turns:
+    """Lets other tasks work now and then: one that always finds bytes would never wait."""
+
+    def __init__(self) -> None:
+        self._left = TURN_BYTES
+
+    async def moved(self, count: int) -> None:
+        """`count` bytes were moved since the last call."""
+        self._left -= count
+        if self._left <= 0:
+            self._left = TURN_BYTES
+            await trio.lowlevel.checkpoint()
+
+
+class Window:
+    """How much of a connection the kernel holds for us: more once it has shown to be fast."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.wide = False
+
+    def came(self, count: int, seconds: float) -> None:
+        """`count` bytes of one answer came in so long, from its first byte on."""
+        if self.wide or count < FAST_BYTES or count < FAST_BYTES_S * seconds:
+            return
+        self.wide = True
+        # the one way to grow the buffer that does not end the kernel's own tuning of it
+        for mark in (WIDE_BYTES, 1):  # and never leave it high: a short tail would not wake us
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
 
 
 async def wait_low_water(sock: socket.socket, remaining: int, timeout_s: float) -> None:

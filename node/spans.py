@@ -103,10 +103,9 @@ class Memory:
         """Where the next bytes go."""
         return self.data[self.position - self.start :][: 1 << 20]
 
-    def advance(self, count: int) -> bool:
-        """`count` bytes are there; true now and then, when the task should let others work."""
+    def advance(self, count: int) -> None:
+        """`count` bytes are there."""
         self.position += count
-        return True
 
 
 Target = Sink | Memory

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from node.chunks import Chunks
-from node.sockets import EndOfStream, receive_exactly, send_all, send_file
+from node.sockets import EndOfStream, Turns, receive_exactly, send_all, send_file
 from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import EndStatus, Flag, Header, Kind
@@ -55,6 +55,7 @@ class Uplink:
         self._more = trio.Event()
         self._cancelled: set[int] = set()
         self._sending: int | None = None
+        self._turns = Turns()
 
     async def run(self) -> None:
         """Serve until the connection ends.
@@ -118,6 +119,18 @@ class Uplink:
         await send_all(self._sock, frame.encode(), self._timeout_s)
 
     async def _transfer(self, header: Header) -> None:
+        # ours while it waits for its turns, however many files others open meanwhile
+        file = self._chunks.manifest.extent(header.chunk).file
+        descriptor = os.dup(self._chunks.descriptor(file))
+        try:
+            await self._blocks(header, descriptor)
+        except EndOfStream:
+            log.warning("cache file was cut chunk=%d", header.chunk)
+            raise
+        finally:
+            os.close(descriptor)
+
+    async def _blocks(self, header: Header, descriptor: int) -> None:
         manifest = self._chunks.manifest
         extent = manifest.extent(header.chunk)
         digests = b""
@@ -133,19 +146,10 @@ class Uplink:
             frame = Header(Kind.DATA, header.request, header.chunk, at, size, flags, len(digests))
             await send_all(self._sock, frame.encode() + digests, self._timeout_s, socket.MSG_MORE)
             digests = b""
-            # ours while it waits for its turns, however many files others open meanwhile
-            descriptor = os.dup(self._chunks.descriptor(extent.file))
-            try:
-                await send_file(
-                    self._sock, descriptor, extent.offset + at, size, self._timeout_s,
-                    self._throttle,
-                )  # fmt: skip
-            except EndOfStream:
-                log.warning("cache file was cut chunk=%d", header.chunk)
-                raise
-            finally:
-                os.close(descriptor)
+            await send_file(
+                self._sock, descriptor, extent.offset + at, size, self._timeout_s, self._throttle
+            )
             self._served.bytes += size
             at += size
-            await trio.lowlevel.checkpoint()
+            await self._turns.moved(size)
         await self._answer(header, Kind.END, EndStatus.DONE)

@@ -117,7 +117,11 @@ def wait_for(path: Path, process: subprocess.Popen[str], size: int) -> None:
 def cpu_s(pid: int) -> float:
     """CPU seconds of a live process and its live children so far, to a clock tick (10 ms)."""
     ticks = 0
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = [  # of whichever of its threads started them
+        child
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
     for one in (pid, *children):
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
