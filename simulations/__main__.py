@@ -1,4 +1,4 @@
-"""`python -m simulations demo`, `bench picker`, `bench fetch` and `protocol`."""
+"""`python -m simulations demo`, `protocol` and `bench ...`."""
 
 import sys
 from pathlib import Path
@@ -68,6 +68,35 @@ def peer(size: str, runs: int, workers: int | None, json_file: Path | None) -> N
     from simulations.bench.peer import measure
 
     measure(size, runs, workers, json_file)
+
+
+@bench.command()
+@click.option("--size", default="2GiB", show_default=True, metavar="SIZE")
+@click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def workers(size: str, runs: int, json_file: Path | None) -> None:
+    """Moving with 1, 2 and 4 data workers, hashing with 1 and 2."""
+    from simulations.bench.workers import measure
+
+    measure(size, runs, json_file)
+
+
+@bench.command("hash")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def hash_(json_file: Path | None) -> None:
+    """Digest and checksums of a block of 1 MiB."""
+    from simulations.bench.hash import measure
+
+    measure(json_file)
+
+
+@bench.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def store(json_file: Path | None) -> None:
+    """Opening a store of 65,536 chunks, recording a chunk, the journal."""
+    from simulations.bench.store import measure
+
+    measure(json_file)
 
 
 main()

@@ -111,7 +111,7 @@ def calls(path: Path) -> list[tuple[str, int]]:
         ("trio.to_thread.run_sync", {"node/daemon.py", "node/delivery.py", "node/credentials.py"}),
         ("threading.Thread", set()),
         ("WorkerPool", {"node/daemon.py", "node/adopt.py", "node/download.py", "node/links.py",
-                        "node/sealing.py", "node/view.py"}),
+                        "node/sealing.py", "node/view.py", "simulations/bench/workers.py"}),
         ("Swarm", {"node/daemon.py", "node/download.py"}),
     ],
 )  # fmt: skip
