@@ -1,8 +1,8 @@
 """One node reads a file from an origin, beside the programs that people use for that today.
 
 In each round every program reads the same random bytes from the same nginx on loopback, tmpfs to
-tmpfs, into a fresh folder; every byte is compared afterwards. The first round is not counted: a
-virtual machine's first touch of its memory is slow, and from then on all use the same pages.
+tmpfs, into a fresh folder; every byte is compared afterwards. The first round is not counted, and
+before each run the memory for the copy is touched (`touch_memory`).
 
 CPU time is `os.wait4`'s: of the process and of all children that it waited for, so a node's workers
 are in it (which `with_report` checks against the node's own report). Seconds are of the
@@ -41,6 +41,7 @@ from simulations.bench.processes import (
     show_machine,
     show_ratio,
     timed,
+    touch_memory,
     tracker,
     write_json,
     write_random,
@@ -154,6 +155,7 @@ class Comparison:
         for name in self.runs:
             to = self._folder / "copy"
             to.mkdir()
+            touch_memory(to, self._size)
             before = nginx.cpu_s()
             try:
                 run = self._one(name, nginx.url, to)

@@ -45,6 +45,7 @@ from simulations.bench.processes import (
     show_ratio,
     started,
     timed,
+    touch_memory,
     tracker,
     wait_for,
     write_json,
@@ -117,6 +118,7 @@ def download(
       SystemExit: a byte is wrong, or came from elsewhere.
     """
     command = [*node_command(address, source, to, workers), "--until-complete", "--linger", "0"]
+    touch_memory(to, source.stat().st_size)
     before = cpu_s(pid)
     usage = timed(OURS, command, source.stat().st_size)
     served_s = cpu_s(pid) - before
@@ -203,6 +205,7 @@ class Comparison:
         found = []
         for source in self._sources:
             with self._copy() as to:
+                touch_memory(to, source.stat().st_size)
                 before = nginx.cpu_s()
                 url = f"{nginx.url}/{BUCKET}/{source.name}"
                 command = [*self._curl(nginx.url, to)[:-1], url]
