@@ -370,7 +370,7 @@ class Fetcher:
                 if not count:
                     raise OriginError(f"{public_url(job.url)}: the file is shorter now", fatal=True)
                 self._took(sink, count)
-                await self._turns.moved(count)
+                await trio.lowlevel.checkpoint()  # every block: a disk is slow
             self._check_file(job, descriptor)
         finally:
             os.close(descriptor)
