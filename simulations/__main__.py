@@ -1,4 +1,4 @@
-"""`python -m simulations demo`, `bench picker`, `bench fetch` and `protocol`."""
+"""`python -m simulations demo`, `bench picker`, `fetch`, `tracker` and `protocol`."""
 
 import sys
 from pathlib import Path
@@ -56,6 +56,28 @@ def fetch(size: str, runs: int, workers: int | None, json_file: Path | None) -> 
     from simulations.bench.fetch import measure
 
     measure(size, runs, workers, json_file)
+
+
+@bench.command()
+@click.option("--nodes", type=click.IntRange(1, 15_000), default=1000, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=30, show_default=True)
+@click.option("--warm-up", type=click.FloatRange(0), default=5, show_default=True,
+              metavar="SECONDS", help="Not counted: the first leases come at once.")  # fmt: skip
+@click.option("--leases", type=click.FloatRange(1), default=750, show_default=True,
+              metavar="N", help="A second, of all nodes together.")  # fmt: skip
+@click.option("--heartbeat", type=click.FloatRange(0.05), default=1, show_default=True,
+              metavar="SECONDS", help="Between two heartbeats of a node.")  # fmt: skip
+@click.option("--chunks", type=click.IntRange(1), default=65_536, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def tracker(
+    nodes: int, seconds: float, warm_up: float, leases: float, heartbeat: float, chunks: int,
+    json_file: Path | None,
+) -> None:  # fmt: skip
+    """A tracker under the load of a large swarm: CPU, memory, latency of leases."""
+    from simulations.bench.crowd import Load
+    from simulations.bench.tracker import measure
+
+    measure(Load(nodes, leases, heartbeat, chunks), seconds, warm_up, json_file)
 
 
 main()
