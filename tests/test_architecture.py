@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("p2p", "tracker", "node", "simulations")
 
 EDGE_OF_P2P = {"connection", "outbox", "web"}
-PURE_TRACKER = {"allowances", "assignment", "budget", "directory", "leases", "member", "model",
-                "sealing", "view"}  # fmt: skip
+PURE_TRACKER = {"allowances", "assignment", "budget", "deadlines", "directory", "leases", "member",
+                "model", "sealing", "view"}  # fmt: skip
 PURE_NODE = {"nics", "pairs", "routing"}
 ALLOWED_IN_PURE = {
     "bisect", "collections", "contextlib", "dataclasses", "email", "enum", "functools", "hashlib",

@@ -21,7 +21,7 @@ from functools import partial
 from random import Random
 
 from p2p import messages as m
-from p2p.bitfield import Bitfield
+from p2p.bitfield import Bitfield, changed
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import DIGEST_BYTES
 from p2p.framing import MAX_FRAME, FrameReader, pack
@@ -262,16 +262,15 @@ class Crowd:
 
     def _announce(self, member: Member, now: float) -> None:
         held = bytes(self._held)
-        part = now / self._load.fetch_s * CHUNK_BYTES
-        received = [
-            max(0, int(part - begin / self._load.fetch_s * CHUNK_BYTES))
-            for begin in member.leases.values()
-        ]
+        speed = CHUNK_BYTES / self._load.fetch_s
+        received = [max(0, int((now - begin) * speed)) for begin in member.leases.values()]
+        before = member.announced
+        offset, part = changed(before, held) if before else (0, held)
         self._send(
             member,
             m.Announce(
-                held if held != member.announced else b"", list(member.leases), received,
-                LEASES, 0, self._held.count * CHUNK_BYTES, 0, 0, self._manifest.id,
+                part, list(member.leases), received, LEASES, 0, self._held.count * CHUNK_BYTES,
+                0, 0, self._manifest.id, 0, offset,
             ),
         )  # fmt: skip
         member.announced = held
