@@ -1,4 +1,4 @@
-"""`python -m simulations demo`, `bench picker`, `fetch`, `tracker` and `protocol`."""
+"""`python -m simulations demo`, `bench picker`, `fetch`, `tracker`, `scale` and `protocol`."""
 
 import sys
 from pathlib import Path
@@ -78,6 +78,23 @@ def tracker(
     from simulations.bench.tracker import measure
 
     measure(Load(nodes, leases, heartbeat, chunks), seconds, warm_up, json_file)
+
+
+@bench.command()
+@click.option("--nodes", type=int, multiple=True, default=(10, 100, 1000), show_default=True)
+@click.option("--peers", type=int, multiple=True, default=(8, 64), show_default=True)
+@click.option("--chunks", type=int, multiple=True, default=(1024, 8192, 65_536), show_default=True)
+@click.option("--events", type=click.IntRange(1), default=512, show_default=True, metavar="N",
+              help="Heartbeats, and chunks at a node, of each size.")  # fmt: skip
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def scale(
+    nodes: tuple[int, ...], peers: tuple[int, ...], chunks: tuple[int, ...], events: int,
+    json_file: Path | None,
+) -> None:  # fmt: skip
+    """The cost of an event in both cores, by nodes, peers and chunks; without sockets."""
+    from simulations.bench.scale import measure
+
+    measure(nodes, peers, chunks, events, json_file)
 
 
 main()
