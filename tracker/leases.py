@@ -52,6 +52,10 @@ class Leases:
         """QUEUED, LEASED or FETCHED."""
         return self._state[chunk]
 
+    def is_fetched(self, chunk: Chunk) -> bool:
+        """The swarm has got it, as far as is known."""
+        return self._state[chunk] == FETCHED
+
     @property
     def in_flight(self) -> int:
         """Leases of all nodes."""

@@ -22,13 +22,11 @@ from tracker.allowances import Allowances
 from tracker.assignment import Roster
 from tracker.budget import Budget
 from tracker.deadlines import Deadlines
-from tracker.leases import FETCHED, Leases
+from tracker.leases import Leases
 from tracker.member import Node
 from tracker.sealing import Sealing
 
-# without an announce, twenty heartbeats; before the first one the node is opening its store, and
-# its session speaks for it
-EXPIRY_S = 10.0
+EXPIRY_S = 10.0  # twenty heartbeats; before the first one the session speaks for the node
 LISTING_S = 60.0
 SETTLE_S = 2.5  # after a restart: nodes come back within a second, and say what they hold
 LOST_GRACE_S = 1.5  # three heartbeats: another node may hold the chunk and not have said so
@@ -80,6 +78,8 @@ class Model:
         self._roster = Roster(rng)
         self._settled = Bitfield(0)
         """chunks that are fetched and whose pin is known: who else gets them is no news"""
+        self._unpinned: dict[Chunk, None] = {}
+        """those that are fetched, and whose pin is not known"""
         self._allowances = Allowances(budget or Budget(), name)
         self.gone_origin_bytes = 0
         self._out: Sends = []
@@ -172,9 +172,9 @@ class Model:
                 self._be_hungry(node_id, now)
         if self._recount_at <= now:
             self._recount()
-        if self.sealing is not None and self.sealing.ask_at <= now:
+        if self.sealing is not None and self.leases is not None and self.sealing.ask_at <= now:
             holders = {n.node: n.bits for n in self._current() if n.bits is not None}
-            self._out += self.sealing.ask(holders, now)
+            self._out += self.sealing.ask(holders, self.leases.is_fetched, now)
         self._grant(now)
         return self._out
 
@@ -257,7 +257,7 @@ class Model:
         self.manifest, self.confirmed = manifest, confirmed
         self.origin = self.origin or manifest.origin
         self.leases = Leases(manifest.order)
-        self._settled = Bitfield(manifest.chunk_count)
+        self._settled, self._unpinned = Bitfield(manifest.chunk_count), {}
         self.sealing = Sealing(manifest, self._rng)
         for node in self._current():
             self._send_joined(node)
@@ -332,6 +332,7 @@ class Model:
                 self._settled.add(chunk)
             else:
                 unpinned.append(chunk)
+                self._unpinned[chunk] = None
         for start in range(0, len(unpinned), m.MAX_BATCH):
             batch = unpinned[start : start + m.MAX_BATCH]
             self._out.append((node.node, m.PinsWanted(batch)))
@@ -371,8 +372,9 @@ class Model:
     def _take_pins(self, chunks: list[Chunk], pins: bytes) -> None:
         for chunk, pin in self._pairs(chunks, pins):
             self.pins.setdefault(chunk, pin)
-            if self.leases is not None and self.leases.state(chunk) == FETCHED:
+            if self.leases is not None and self.leases.is_fetched(chunk):
                 self._settled.add(chunk)
+                self._unpinned.pop(chunk, None)
 
     def _pairs(self, chunks: list[Chunk], pins: bytes) -> list[tuple[Chunk, bytes]]:
         count = self.manifest.chunk_count if self.manifest else 0
@@ -396,6 +398,7 @@ class Model:
                 node.bits.add(chunk)
             self.leases.fetched(chunk)
             self._settled.add(chunk)
+            self._unpinned.pop(chunk, None)
             node.fatal_text, node.barred_until = "", 0.0
         if conflicting:
             self._send_pins(node.node, conflicting)
@@ -501,13 +504,14 @@ class Model:
         self._recount_at = inf
         if self.leases is None or self.manifest is None or self.sealing is None:
             return
-        everything = (1 << self.manifest.chunk_count) - 1
-        everything <<= -self.manifest.chunk_count % 8
         size = (self.manifest.chunk_count + 7) // 8
-        for chunk in indexes(self._held_by_no(everything, None).to_bytes(size, "big")):
+        fetched = self._settled.part(0, size)
+        fetched |= Bitfield(self.manifest.chunk_count, self._unpinned).part(0, size)
+        for chunk in indexes(self._held_by_no(fetched, None).to_bytes(size, "big")):
             if self.manifest.extent(chunk).file not in self.sealing.seal.broken:
                 self.leases.lost(chunk)
                 self._settled.discard(chunk)
+                self._unpinned.pop(chunk, None)
 
     def _held_by_no(self, mask: int, but: NodeId | None) -> int:
         """What is left of the bits of `mask` when those that any other node holds are cleared."""
@@ -520,8 +524,7 @@ class Model:
 
     def _only_copies(self, node: Node) -> m.OnlyCopies:
         mine = int.from_bytes(bytes(node.bits or b""), "big")
-        others = [n for n in self._current() if n.node != node.node]
-        incomplete = sum(not other.complete for other in others)
+        incomplete = sum(not n.complete for n in self._current() if n.node != node.node)
         return m.OnlyCopies(self._held_by_no(mine, node.node).bit_count(), incomplete)
 
     # -- membership -------------------------------------------------------------------------------
