@@ -200,9 +200,11 @@ class Crowd:
             self._poll.modify(member.socket, select.EPOLLIN | more)
 
     def _receive(self, member: Member) -> None:
-        data = member.socket.recv(RECEIVE_BYTES)
+        data = b""
+        with suppress(ConnectionError):
+            data = member.socket.recv(RECEIVE_BYTES)
         if not data:
-            raise SystemExit("the tracker has closed a session")
+            raise SystemExit("the tracker has closed a session: it has heard nothing for 10 s")
         member.reader.receive_data(data)
         while (message := member.reader.next_message()) is not None:
             self.tally.received += 1
