@@ -65,8 +65,8 @@ def fetch(size: str, runs: int, workers: int | None, json_file: Path | None) -> 
               metavar="SECONDS", help="Not counted: the first leases come at once.")  # fmt: skip
 @click.option("--leases", type=click.FloatRange(1), default=750, show_default=True,
               metavar="N", help="A second, of all nodes together.")  # fmt: skip
-@click.option("--heartbeat", type=click.FloatRange(0.05), default=1, show_default=True,
-              metavar="SECONDS", help="Between two heartbeats of a node.")  # fmt: skip
+@click.option("--heartbeat", type=click.FloatRange(0.05, 1.9), default=1, show_default=True,
+              metavar="SECONDS", help="Of each node; a lease lives 2 s without one.")  # fmt: skip
 @click.option("--chunks", type=click.IntRange(1), default=65_536, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
 def tracker(

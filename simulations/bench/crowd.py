@@ -239,6 +239,8 @@ class Crowd:
                 pass  # peers, seals: nothing that this node would answer
 
     def _leased(self, member: Member, chunk: Chunk, now: float) -> None:
+        if chunk in member.leases:
+            return  # it had expired before our progress was heard; the fetch goes on
         self.tally.leases += 1
         fetch_s = self._load.fetch_s * (0.5 + self._rng.random())
         if member.reported:
