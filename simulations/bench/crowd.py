@@ -204,7 +204,7 @@ class Crowd:
         with suppress(ConnectionError):
             data = member.socket.recv(RECEIVE_BYTES)
         if not data:
-            raise SystemExit("the tracker has closed a session: it has heard nothing for 10 s")
+            raise SystemExit(f"the tracker has closed a session ({self._joined} joined)")
         member.reader.receive_data(data)
         while (message := member.reader.next_message()) is not None:
             self.tally.received += 1
