@@ -7,8 +7,12 @@ from node.download import Download
 from node.tracker_client import TrackerClient
 from node.view import View
 from p2p import messages
-from p2p.bitfield import Bitfield
+from p2p.bitfield import Bitfield, changed
 from p2p.ids import ManifestId
+
+# The tracker also counts what we report as fetched; if we lose such a chunk before we announce it,
+# no change of ours says so. Half a minute of heartbeats, 8 KiB at 65,536 chunks.
+WHOLE_AFTER = 60
 
 
 class Announcer:
@@ -19,11 +23,12 @@ class Announcer:
         self._view = view
         self._timeouts = timeouts
         self._announced: bytes | None = None
+        self._parts = 0
         self.can_fetch = False
 
     def forget(self) -> None:
         """The session ended: the next one is to hear everything."""
-        self._announced = None
+        self._announced, self._parts = None, 0
 
     def announce_empty(self, manifest_id: ManifestId, held: Bitfield) -> None:
         """Keep the session alive, and ask for no lease, while existing files are hashed."""
@@ -35,11 +40,16 @@ class Announcer:
         """Say what is so now."""
         swarm, totals = download.swarm, self._view.pool.totals()
         bits = bytes(swarm.held)
+        if self._announced is None or self._parts >= WHOLE_AFTER:
+            offset, part, self._parts = 0, bits, 0
+        else:
+            offset, part = changed(self._announced, bits)
+            self._parts += 1
         received = {lease[0]: lease[1] for lease in totals.fetching}
         fetching = list(swarm.fetching)
         self._tracker.send(
             messages.Announce(
-                bits if bits != self._announced else b"",
+                part,
                 fetching,
                 [received.get(chunk, 0) for chunk in fetching],
                 swarm.wanted_leases if self.can_fetch else 0,
@@ -49,6 +59,7 @@ class Announcer:
                 len(swarm.suspects),
                 download.manifest_id,
                 download.origin_requests,
+                offset,
             )
         )
         self._announced = bits

@@ -180,6 +180,16 @@ class Manifest:
             replace(file, attempt=0) for file in other.files
         ]
 
+    def succeeded_by(self, listed: "Manifest") -> "Manifest":
+        """A new listing as the revision after this one: sizes, counts of second readings stay."""
+        attempts = {replace(file, attempt=0): file.attempt for file in self.files}
+        return replace(
+            listed,
+            files=tuple(replace(file, attempt=attempts.get(file, 0)) for file in listed.files),
+            chunk_bytes=self.chunk_bytes,
+            block_bytes=self.block_bytes,
+        )
+
     def encode(self) -> bytes:
         """Canonical msgpack: keys in alphabetical order, smallest integers, UTF-8 strings."""
         tree = {

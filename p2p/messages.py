@@ -139,9 +139,10 @@ class ListingFailed(Message):
 class Announce(Message):
     """The node's heartbeat (every 0.5 s) and all that it holds.
 
-    `bitfield` is empty when it has not changed since the last announce of this session, and always
-    present in the first one. `fetching` and `received` (bytes so far of each) are the leases under
-    way. `wanted` is how many leases the node could hold at once in all (0: it cannot fetch).
+    `bitfield` replaces the bytes from byte `offset` on: all of them in the first announce of a
+    session, later what has changed since the last one, or nothing. `fetching` and `received` (bytes
+    so far of each) are the leases under way. `wanted` is how many leases the node could hold at
+    once in all (0: it cannot fetch).
     `manifest` is the id of the revision that all this is about: a node that keeps an older one than
     the swarm's must not be taken for a holder of the new.
     `origin_requests` counts the ranges that the origin granted.
@@ -158,6 +159,7 @@ class Announce(Message):
     suspect_chunks: U32 = 0
     manifest: Hash = b""
     origin_requests: U63 = 0
+    offset: U32 = 0
 
 
 @dataclass(frozen=True, slots=True)

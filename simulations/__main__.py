@@ -1,9 +1,15 @@
-"""`python -m simulations demo`, `protocol` and `bench ...`."""
+"""`python -m simulations demo`, `netlab`, `protocol` and `bench ...`."""
 
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from simulations.case import Case
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,6 +28,84 @@ def demo(model: Path | None, nodes: int, workers: int) -> None:
     from simulations.demo import default_model, run
 
     sys.exit(trio.run(run, model or default_model(), nodes, workers))
+
+
+LAB = (
+    click.option("--nodes", type=click.IntRange(1, 200), default=8, show_default=True),
+    click.option("--rate", default="100mbit", show_default=True, metavar="RATE",
+                 help="Of each node's link, both ways, headers included."),
+    click.option("--origin-rate", metavar="RATE", help="[default: as the nodes']"),
+    click.option("--size", default="256MiB", show_default=True, metavar="SIZE"),
+    click.option("--chunk-size", default="256KiB", show_default=True, metavar="SIZE"),
+    click.option("--block-size", metavar="SIZE", help="[default: the chunk's, at most 1MiB]"),
+    click.option("--workers", type=click.IntRange(0, 8), default=0, show_default=True,
+                 help="Of each node; 0: one process a node, as so many share this machine."),
+    click.option("--slow", default="0", show_default=True, metavar="N|PERCENT",
+                 help="So many nodes send slower than they receive."),
+    click.option("--slow-rate", type=click.FloatRange(1, 100), default=25, show_default=True,
+                 metavar="PERCENT", help="At this part of the rate."),
+    click.option("--stagger", type=click.FloatRange(0), default=0, show_default=True,
+                 metavar="SECONDS", help="Nodes start over so long; 0: all together."),
+    click.option("--kill", "kills", type=click.FloatRange(0, 100), multiple=True,
+                 metavar="PERCENT", help="Kill a node when it holds so much. May be repeated."),
+    click.option("--queue", type=click.IntRange(1), default=50, show_default=True,
+                 metavar="MS", help="What each link's queue holds; more is dropped."),
+    click.option("--congestion", type=click.Choice(["cubic", "bbr", "reno"]), default="cubic",
+                 show_default=True),
+    click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE"),
+)  # fmt: skip
+
+
+def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare what a run on the shaped cluster takes."""
+    for option in reversed(LAB):
+        command = option(command)
+    return command
+
+
+def case_of(
+    nodes: int, rate: str, origin_rate: str | None, size: str, chunk_size: str,
+    block_size: str | None, workers: int, slow: str, slow_rate: float, stagger: float,
+    kills: tuple[float, ...], queue: int, congestion: str,
+) -> "Case":  # fmt: skip
+    """The run that these options mean; leaves with one line if they mean none."""
+    from p2p.errors import UsageError
+    from p2p.manifest import check_sizes
+    from p2p.units import MIB, parse_rate, parse_size
+    from simulations.case import Case, parse_share
+
+    try:
+        chunk_bytes = parse_size(chunk_size)
+        block_bytes = parse_size(block_size) if block_size else min(chunk_bytes, MIB)
+        check_sizes(chunk_bytes, block_bytes)
+        mbits = [(parse_rate(text) or 0) * 8 / 1e6 for text in (rate, origin_rate or rate)]
+        if not all(mbits):
+            raise UsageError("a link needs a rate, like 100mbit")
+        return Case(
+            nodes, mbits[0], parse_size(size), mbits[1], chunk_bytes, block_bytes, workers,
+            parse_share(slow, nodes), slow_rate / 100, stagger,
+            tuple(sorted(part / 100 for part in kills)), queue_ms=queue, congestion=congestion,
+        )  # fmt: skip
+    except UsageError as error:
+        sys.exit(str(error))
+
+
+def repeating(*words: str) -> str:
+    """The command that was given, as RESULTS.md shows it."""
+    return shlex.join(["python", "-m", "simulations", *words, *sys.argv[1 + len(words) :]])
+
+
+@main.command()
+@lab_options
+def netlab(json_file: Path | None, **options: Any) -> None:
+    """One run on a cluster of network namespaces, every link shaped. Needs root.
+
+    An origin with nginx, a tracker and nodes on one bridge; prints a row a node. Everything is
+    removed at the end, whatever happens.
+    """
+    from simulations.bench.swarm import measure
+
+    measure(case_of(**options), 1, (), repeating("netlab"), json_file)
 
 
 @main.command()
@@ -97,6 +181,56 @@ def store(json_file: Path | None) -> None:
     from simulations.bench.store import measure
 
     measure(json_file)
+
+
+@bench.command()
+@lab_options
+@click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--vs", multiple=True, metavar="libtorrent|aria2c", help="Beside ours, once each.")
+def swarm(runs: int, vs: tuple[str, ...], json_file: Path | None, **options: Any) -> None:
+    """A swarm on the shaped cluster against the physical bound. Needs root."""
+    from simulations.bench.swarm import measure
+
+    measure(case_of(**options), runs, vs, repeating("bench", "swarm"), json_file)
+
+
+@bench.command()
+@click.option("--nodes", type=click.IntRange(1, 15_000), default=1000, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=30, show_default=True)
+@click.option("--warm-up", type=click.FloatRange(0), default=5, show_default=True,
+              metavar="SECONDS", help="Not counted: the first leases come at once.")  # fmt: skip
+@click.option("--leases", type=click.FloatRange(1), default=750, show_default=True,
+              metavar="N", help="A second, of all nodes together.")  # fmt: skip
+@click.option("--heartbeat", type=click.FloatRange(0.05, 1.9), default=1, show_default=True,
+              metavar="SECONDS", help="Of each node; a lease lives 2 s without one.")  # fmt: skip
+@click.option("--chunks", type=click.IntRange(1), default=65_536, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def tracker(
+    nodes: int, seconds: float, warm_up: float, leases: float, heartbeat: float, chunks: int,
+    json_file: Path | None,
+) -> None:  # fmt: skip
+    """A tracker under the load of a large swarm: CPU, memory, latency of leases."""
+    from simulations.bench.crowd import Load
+    from simulations.bench.tracker import measure
+
+    measure(Load(nodes, leases, heartbeat, chunks), seconds, warm_up, json_file)
+
+
+@bench.command()
+@click.option("--nodes", type=int, multiple=True, default=(10, 100, 1000), show_default=True)
+@click.option("--peers", type=int, multiple=True, default=(8, 64), show_default=True)
+@click.option("--chunks", type=int, multiple=True, default=(1024, 8192, 65_536), show_default=True)
+@click.option("--events", type=click.IntRange(1), default=512, show_default=True, metavar="N",
+              help="Heartbeats, and chunks at a node, of each size.")  # fmt: skip
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def scale(
+    nodes: tuple[int, ...], peers: tuple[int, ...], chunks: tuple[int, ...], events: int,
+    json_file: Path | None,
+) -> None:  # fmt: skip
+    """The cost of an event in both cores, by nodes, peers and chunks; without sockets."""
+    from simulations.bench.scale import measure
+
+    measure(nodes, peers, chunks, events, json_file)
 
 
 main()

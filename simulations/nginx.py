@@ -1,4 +1,4 @@
-"""A real nginx on a free loopback port: one worker process, sendfile, nothing logged."""
+"""A real nginx: one worker process, sendfile, nothing logged; here on a free loopback port."""
 
 import os
 import shutil
@@ -17,7 +17,10 @@ http {{
   access_log off; sendfile on; default_type application/octet-stream;
   client_body_temp_path {work}/t1; proxy_temp_path {work}/t2; fastcgi_temp_path {work}/t3;
   uwsgi_temp_path {work}/t4; scgi_temp_path {work}/t5;
-  server {{ listen 127.0.0.1:{port}; location / {{ root {root}; }} }}
+  server {{
+    listen {listen}; keepalive_requests 1000000;
+    location / {{ root {root}; autoindex on; autoindex_format json; }}
+  }}
 }}
 """
 WHERE = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
@@ -41,6 +44,23 @@ class Nginx:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def config_text(work: Path, root: Path, listen: str) -> str:
+    """A configuration that serves `root`, keeps its own files in `work`, and is not a daemon."""
+    return CONFIG.format(work=work, root=root, listen=listen)
+
+
+def program() -> str:
+    """Where nginx is.
+
+    Raises:
+      SystemExit: it is not installed.
+    """
+    found = shutil.which("nginx", path=WHERE)
+    if found is None:
+        raise SystemExit("nginx is not installed: it is the origin here (apt-get install nginx)")
+    return found
+
+
 @contextmanager
 def serving(root: Path, work: Path) -> Iterator[Nginx]:
     """Serve a folder.
@@ -52,16 +72,13 @@ def serving(root: Path, work: Path) -> Iterator[Nginx]:
     Raises:
       SystemExit: nginx is not installed, does not start, or ends before its time.
     """
-    program = shutil.which("nginx", path=WHERE)
-    if program is None:
-        raise SystemExit("nginx is not installed: it is the origin here (apt-get install nginx)")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config, errors = work / "nginx.conf", work / "error.log"
-    config.write_text(CONFIG.format(work=work, root=root, port=port))
+    config.write_text(config_text(work, root, f"127.0.0.1:{port}"))
     process = subprocess.Popen(
-        [program, "-p", str(work), "-c", str(config), "-e", str(errors)],
+        [program(), "-p", str(work), "-c", str(config), "-e", str(errors)],
         stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:

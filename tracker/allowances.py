@@ -5,7 +5,6 @@ leases live meanwhile. New leases get what is left.
 """
 
 from collections import deque
-from collections.abc import Iterable
 from math import inf
 
 from p2p import messages as m
@@ -14,7 +13,6 @@ from p2p.ids import Chunk, NodeId
 from p2p.manifest import Manifest
 from tracker.budget import Budget, requests_for
 from tracker.leases import Leases
-from tracker.member import Node
 
 MAX_REQUESTS = 1024  # in one allowance: a chunk has no more blocks
 
@@ -34,7 +32,7 @@ class Allowances:
         self.at = inf
         """when there is room for what found none"""
         self._who = who
-        self._told: dict[NodeId, None] = {}
+        self._untold: dict[NodeId, None] = {}
         self._wants: deque[tuple[NodeId, m.AllowanceWanted]] = deque()
 
     def needs(self, manifest: Manifest, chunks: list[Chunk]) -> tuple[int, int]:
@@ -69,12 +67,15 @@ class Allowances:
                     raise RemoteProtocolError("an allowance for more than a chunk")
                 self._wants.append((node, message))
 
-    def news(self, nodes: Iterable[Node]) -> list[NodeId]:
+    def came(self, node: NodeId) -> None:
+        """It is to hear when a limit is in force."""
+        self._untold[node] = None
+
+    def news(self) -> list[NodeId]:
         """Nodes that have not been told that a limit is in force; they are now."""
-        if not self.budget.limited:
+        if not self._untold or not self.budget.limited:
             return []
-        untold = [n.node for n in nodes if n.bits is not None and n.node not in self._told]
-        self._told.update(dict.fromkeys(untold))
+        untold, self._untold = list(self._untold), {}
         return untold
 
     def keep_leases(self, leases: Leases, now: float) -> None:
@@ -101,5 +102,5 @@ class Allowances:
 
     def forget(self, node: NodeId) -> None:
         """The node is gone."""
-        self._told.pop(node, None)
+        self._untold.pop(node, None)
         self._wants = deque(entry for entry in self._wants if entry[0] != node)

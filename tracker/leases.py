@@ -10,9 +10,9 @@ progress; what comes later still counts.
 
 import heapq
 from dataclasses import dataclass
-from math import inf
 
 from p2p.ids import Chunk, NodeId
+from tracker.deadlines import Deadlines
 
 QUEUED, LEASED, FETCHED = 0, 1, 2
 LEASE_S = 2.0  # four heartbeats of 0.5 s
@@ -23,7 +23,6 @@ class Lease:
     """One chunk at one node."""
 
     node: NodeId
-    deadline: float
     received: int = 0
 
 
@@ -42,6 +41,7 @@ class Leases:
         self._heap = list(range(len(order)))
         self._state = bytearray(len(order))
         self._leases: dict[Chunk, Lease] = {}
+        self._deadlines: Deadlines[Chunk] = Deadlines()
         self._by_node: dict[NodeId, dict[Chunk, None]] = {}
 
     def count(self, node: NodeId) -> int:
@@ -51,6 +51,10 @@ class Leases:
     def state(self, chunk: Chunk) -> int:
         """QUEUED, LEASED or FETCHED."""
         return self._state[chunk]
+
+    def is_fetched(self, chunk: Chunk) -> bool:
+        """The swarm has got it, as far as is known."""
+        return self._state[chunk] == FETCHED
 
     @property
     def in_flight(self) -> int:
@@ -79,7 +83,8 @@ class Leases:
 
     def _lease(self, chunk: Chunk, node: NodeId, now: float) -> None:
         self._state[chunk] = LEASED
-        self._leases[chunk] = Lease(node, now + LEASE_S)
+        self._leases[chunk] = Lease(node)
+        self._deadlines.set(chunk, now + LEASE_S)
         self._by_node.setdefault(node, {})[chunk] = None
 
     def progress(self, node: NodeId, chunk: Chunk, received: int, now: float) -> None:
@@ -90,13 +95,14 @@ class Leases:
                 self._lease(chunk, node, now)
                 self._leases[chunk].received = received
         elif lease.node == node and received > lease.received:
-            lease.received, lease.deadline = received, now + LEASE_S
+            lease.received = received
+            self._deadlines.set(chunk, now + LEASE_S)
 
     def extend(self, node: NodeId, chunk: Chunk, now: float) -> None:
         """The node waits for us: its lease, if it has it still, lives from now."""
         lease = self._leases.get(chunk)
         if lease is not None and lease.node == node:
-            lease.deadline = max(lease.deadline, now + LEASE_S)
+            self._deadlines.set(chunk, now + LEASE_S)
 
     def fetched(self, chunk: Chunk) -> None:
         """The chunk is in the swarm, whoever brought it."""
@@ -122,18 +128,19 @@ class Leases:
 
     def expire(self, now: float) -> list[tuple[Chunk, NodeId]]:
         """Queue again what made no progress in time; returns what that was."""
-        late = [(c, lease.node) for c, lease in self._leases.items() if lease.deadline <= now]
+        late = [(chunk, self._leases[chunk].node) for chunk in self._deadlines.pop_due(now)]
         for chunk, _ in late:
             self._requeue(chunk)
         return late
 
     def next_deadline(self) -> float:
         """When the next lease ends."""
-        return min((lease.deadline for lease in self._leases.values()), default=inf)
+        return self._deadlines.next()
 
     def _drop(self, chunk: Chunk) -> None:
         lease = self._leases.pop(chunk, None)
         if lease is not None:
+            self._deadlines.discard(chunk)
             self._by_node[lease.node].pop(chunk, None)
 
     def _requeue(self, chunk: Chunk) -> None:

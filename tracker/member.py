@@ -1,6 +1,6 @@
 """What the tracker remembers of one node of one model. Pure."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from p2p import messages as m
 from p2p.bitfield import Bitfield
@@ -14,7 +14,6 @@ class Node:
     node: NodeId
     join: m.Join
     bits: Bitfield | None = None
-    heard_at: float = 0.0
     wanted: int = 0
     leaving: bool = False
     barred_until: float = 0.0
@@ -27,7 +26,6 @@ class Node:
     listing_failed: str = ""
     outdated: bool = False
     """it was told of another revision, and speaks of the old one until it joins anew"""
-    known: dict[NodeId, None] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:

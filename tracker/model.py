@@ -11,7 +11,7 @@ from math import inf
 from random import Random
 
 from p2p import messages as m
-from p2p.bitfield import Bitfield
+from p2p.bitfield import Bitfield, indexes
 from p2p.checksum import CHECKSUM_BYTES
 from p2p.digest import DIGEST_BYTES
 from p2p.errors import ManifestError, RemoteProtocolError
@@ -19,13 +19,14 @@ from p2p.ids import Chunk, NodeId
 from p2p.manifest import Manifest
 from p2p.seal import Broken
 from tracker.allowances import Allowances
-from tracker.assignment import introduce
+from tracker.assignment import Roster
 from tracker.budget import Budget
-from tracker.leases import FETCHED, Leases
+from tracker.deadlines import Deadlines
+from tracker.leases import Leases
 from tracker.member import Node
 from tracker.sealing import Sealing
 
-EXPIRY_S = 10.0  # without an announce: twenty heartbeats
+EXPIRY_S = 10.0  # twenty heartbeats; before the first one the session speaks for the node
 LISTING_S = 60.0
 SETTLE_S = 2.5  # after a restart: nodes come back within a second, and say what they hold
 LOST_GRACE_S = 1.5  # three heartbeats: another node may hold the chunk and not have said so
@@ -72,6 +73,13 @@ class Model:
         self._settle_until = 0.0
         self._recount_at = inf
         self._hungry: dict[NodeId, None] = {}
+        """every node with room for a lease, but those that have got room since their last word"""
+        self._expiry: Deadlines[NodeId] = Deadlines()
+        self._roster = Roster(rng)
+        self._settled = Bitfield(0)
+        """chunks that are fetched and whose pin is known: who else gets them is no news"""
+        self._unpinned: dict[Chunk, None] = {}
+        """those that are fetched, and whose pin is not known"""
         self._allowances = Allowances(budget or Budget(), name)
         self.gone_origin_bytes = 0
         self._out: Sends = []
@@ -86,7 +94,7 @@ class Model:
         offered = Manifest.decode(join.manifest) if join.manifest and join.confirmed else None
         if offered is not None:
             self._check_name(offered)
-        self.nodes[node] = Node(node, join, heard_at=now)
+        self.nodes[node] = Node(node, join)
         if self.manifest is None and offered is not None:
             self._settle_until = now + SETTLE_S
             self._start_with = 1
@@ -130,8 +138,7 @@ class Model:
             case m.ListingFailed(text):
                 self._listing_failed(sender, text, now)
             case m.PinsReport(chunks, pins):
-                for chunk, pin in self._pairs(chunks, pins):
-                    self.pins.setdefault(chunk, pin)
+                self._take_pins(chunks, pins)
             case m.PinsQuery(chunks):
                 self._send_pins(node, chunks)
             case m.Checksums() | m.Sealed():
@@ -153,9 +160,9 @@ class Model:
     def tick(self, now: float) -> Sends:
         """Do what has become due."""
         self._out = []
-        for node in [n for n in self.nodes.values() if self._expires(n) <= now]:
-            self._forget(node.node, now)
-            self._out.append((node.node, None))
+        for node in self._expiry.pop_due(now):
+            self._forget(node, now)
+            self._out.append((node, None))
         if self._listing is not None and self._listing_until <= now:
             self.nodes[self._listing].listing_failed = "the listing took too long"
             self._assign_listing(now)
@@ -165,26 +172,22 @@ class Model:
                 self._be_hungry(node_id, now)
         if self._recount_at <= now:
             self._recount()
-        if self.sealing is not None and self.sealing.ask_at <= now:
+        if self.sealing is not None and self.leases is not None and self.sealing.ask_at <= now:
             holders = {n.node: n.bits for n in self._current() if n.bits is not None}
-            self._out += self.sealing.ask(holders, now)
-        for node in self.nodes.values():
-            self._be_hungry(node.node, now)
+            self._out += self.sealing.ask(holders, self.leases.is_fetched, now)
         self._grant(now)
         return self._out
 
     def next_deadline(self) -> float:
         """When `tick` is due."""
-        times = [self._expires(node) for node in self.nodes.values()]
-        times += [
+        return min(
+            self._expiry.next(),
             self._recount_at,
             self._allowances.at,
             self._listing_until if self._listing else inf,
-        ]
-        times.append(self.sealing.ask_at if self.sealing else inf)
-        if self.leases is not None:
-            times.append(self.leases.next_deadline())
-        return min(times, default=inf)
+            self.sealing.ask_at if self.sealing else inf,
+            self.leases.next_deadline() if self.leases else inf,
+        )
 
     # -- the manifest -----------------------------------------------------------------------------
 
@@ -222,7 +225,7 @@ class Model:
         if manifest.same_objects(self.manifest):
             self._origin_failed(text)
         else:
-            self._move_to(succeeding(self.manifest, manifest))
+            self._move_to(self.manifest.succeeded_by(manifest))
 
     def _origin_failed(self, text: str) -> None:
         self._relisting = ""
@@ -240,6 +243,8 @@ class Model:
         told = self._current()
         for node in told:
             node.outdated, node.bits = True, None
+            self._expiry.discard(node.node)
+            self._roster.retire(node.node)
         self._adopt(manifest, True)
         for node in told:
             self._send_joined(node)
@@ -252,6 +257,7 @@ class Model:
         self.manifest, self.confirmed = manifest, confirmed
         self.origin = self.origin or manifest.origin
         self.leases = Leases(manifest.order)
+        self._settled, self._unpinned = Bitfield(manifest.chunk_count), {}
         self.sealing = Sealing(manifest, self._rng)
         for node in self._current():
             self._send_joined(node)
@@ -282,67 +288,75 @@ class Model:
                 f"chunk {max(message.fetching)} of {self.manifest.chunk_count}"
             )
         first = node.bits is None
-        if message.bitfield or self.manifest.chunk_count == 0:
-            self._take_bits(node, message.bitfield, now)
-        elif first:
-            raise RemoteProtocolError("a first announce without a bitfield")
+        if message.bitfield or first:
+            self._take_bits(node, message.offset, message.bitfield, now)
         if not first:  # a node that comes back tells of all its past
             more = max(0, message.origin_bytes - node.origin_bytes)
             requests = max(0, message.origin_requests - node.origin_requests)
             self._allowances.budget.passed(more, requests, self.leases.in_flight, now)
         node.origin_requests = message.origin_requests
-        node.heard_at, node.wanted = now, message.wanted
+        self._expiry.set(node.node, now + EXPIRY_S)
+        node.wanted = message.wanted
         node.origin_bytes, node.peer_bytes = message.origin_bytes, message.peer_bytes
         node.corrupt_chunks = message.corrupt_chunks
         for chunk, received in zip(message.fetching, message.received, strict=True):
             self.leases.progress(node.node, chunk, received, now)
         if first:
             self._welcome(node)
+        elif self._roster.lonely(node.node):
+            self._introduce(node.node)
         if self.sealing is not None and (first or message.bitfield):
             self.sealing.look_soon(now)
         self._be_hungry(node.node, now)
 
-    def _take_bits(self, node: Node, data: bytes, now: float) -> None:
+    def _take_bits(self, node: Node, at: int, data: bytes, now: float) -> None:
+        """The part of its bitfield that a node announces: the whole, at first."""
         assert self.manifest is not None
         assert self.leases is not None
+        bits = node.bits or Bitfield(self.manifest.chunk_count)
+        if node.bits is None and len(data) != len(bytes(bits)):
+            raise RemoteProtocolError("a first announce without the whole bitfield")
         try:
-            bits = Bitfield.from_bytes(data, self.manifest.chunk_count)
+            gained, lost = bits.patch(at, data)
         except ValueError as error:
             raise RemoteProtocolError(str(error)) from error
-        before = int.from_bytes(bytes(node.bits), "big") if node.bits is not None else 0
-        after = int.from_bytes(data, "big")
         node.bits = bits
-        if before & ~after:
+        if lost:
             self._recount_at = min(self._recount_at, now + LOST_GRACE_S)
+        # all nodes announce every chunk at some time: only who is first may cost more than a bit
+        news = gained & ~self._settled.part(at, len(data))
         unpinned = []
-        for chunk in self._chunks_of(after & ~before):
-            if self.leases.state(chunk) != FETCHED:
-                self.leases.fetched(chunk)
-            if chunk not in self.pins:
+        for chunk in indexes(news.to_bytes(len(data), "big"), at):
+            self.leases.fetched(chunk)
+            if chunk in self.pins:
+                self._settled.add(chunk)
+            else:
                 unpinned.append(chunk)
+                self._unpinned[chunk] = None
         for start in range(0, len(unpinned), m.MAX_BATCH):
             batch = unpinned[start : start + m.MAX_BATCH]
             self._out.append((node.node, m.PinsWanted(batch)))
 
-    def _chunks_of(self, mask: int) -> list[Chunk]:
-        assert self.manifest is not None
-        size = self.manifest.chunk_count
-        return list(Bitfield.from_bytes(mask.to_bytes((size + 7) // 8, "big"), size))
-
     def _welcome(self, node: Node) -> None:
         self._seen[node.node] = None
         self._send_pins(node.node, sorted(self.pins))
-        live = [other.node for other in self.nodes.values() if other.bits is not None]
-        pairs = introduce(node.node, live, {n: self.nodes[n].known for n in live}, self._rng)
-        for one, other in pairs:
-            self.nodes[one].known[other] = None
-            self._out.append((one, m.Peers([other], [list(self.nodes[other].join.addresses)])))
+        self._introduce(node.node)
+        self._allowances.came(node.node)
         if self.started_at:
             self._out.append((node.node, m.Leases([], self.started_at)))
         assert self.sealing is not None
         self._send_sealed(node, list(self.sealing.seal.sealed))
         for broken in self.sealing.seal.broken.values():
             self._out.append((node.node, m.SealBroken(broken.file, broken.stored, broken.read)))
+
+    def _introduce(self, node_id: NodeId) -> None:
+        addresses = list(self.nodes[node_id].join.addresses)
+        met = self._roster.meet(node_id)
+        if met:
+            theirs = [list(self.nodes[other].join.addresses) for other in met]
+            self._out.append((node_id, m.Peers([*met], theirs)))
+        for other in met:
+            self._out.append((other, m.Peers([node_id], [addresses])))
 
     def _send_sealed(self, node: Node, files: list[int]) -> None:
         for start in range(0, len(files), m.MAX_BATCH):
@@ -354,6 +368,13 @@ class Model:
             batch = known[start : start + m.MAX_BATCH]
             pins = b"".join(self.pins[chunk] for chunk in batch)
             self._out.append((node, m.PinsKnown(batch, pins)))
+
+    def _take_pins(self, chunks: list[Chunk], pins: bytes) -> None:
+        for chunk, pin in self._pairs(chunks, pins):
+            self.pins.setdefault(chunk, pin)
+            if self.leases is not None and self.leases.is_fetched(chunk):
+                self._settled.add(chunk)
+                self._unpinned.pop(chunk, None)
 
     def _pairs(self, chunks: list[Chunk], pins: bytes) -> list[tuple[Chunk, bytes]]:
         count = self.manifest.chunk_count if self.manifest else 0
@@ -376,6 +397,8 @@ class Model:
             else:
                 node.bits.add(chunk)
             self.leases.fetched(chunk)
+            self._settled.add(chunk)
+            self._unpinned.pop(chunk, None)
             node.fatal_text, node.barred_until = "", 0.0
         if conflicting:
             self._send_pins(node.node, conflicting)
@@ -391,7 +414,7 @@ class Model:
             sealed = self.sealing.trust(message.files)
         else:
             sealed, broken = self.sealing.take(message.chunks, message.checksums)
-        for node in self._current():
+        for node in self._current() if sealed else ():
             self._send_sealed(node, sealed)
         again = {b.file for b in broken if not self.manifest.files[b.file].attempt}
         if again:
@@ -423,12 +446,11 @@ class Model:
             node.fatal_text, node.barred_until = message.text, now + FATAL_S
         else:
             node.barred_until = max(node.barred_until, now + message.retry_after_s)
-        live = [other for other in self.nodes.values() if other.bits is not None]
+        live = (other for other in self.nodes.values() if other.bits is not None)
         helpless = all(other.fatal_text or not other.wanted for other in live)
         if helpless and self.leases.any_queued:
             self._origin_failed(message.text)
-        for other in self.nodes.values():
-            self._be_hungry(other.node, now)
+        self._be_hungry(node.node, now)
 
     def _be_hungry(self, node_id: NodeId, now: float) -> None:
         node = self.nodes.get(node_id)
@@ -440,7 +462,7 @@ class Model:
         leases = self.leases
         if leases is None or self.manifest is None:
             return
-        for told in self._allowances.news(self._current()):
+        for told in self._allowances.news():
             self._out.append((told, m.Leases([], self.started_at, True)))
         self._out += self._allowances.serve(leases, now)
         if (
@@ -482,55 +504,42 @@ class Model:
         self._recount_at = inf
         if self.leases is None or self.manifest is None or self.sealing is None:
             return
-        union = self._union(None)
-        everything = (1 << self.manifest.chunk_count) - 1
-        everything <<= -self.manifest.chunk_count % 8
-        for chunk in self._chunks_of(everything & ~union):
+        size = (self.manifest.chunk_count + 7) // 8
+        fetched = self._settled.part(0, size)
+        fetched |= Bitfield(self.manifest.chunk_count, self._unpinned).part(0, size)
+        for chunk in indexes(self._held_by_no(fetched, None).to_bytes(size, "big")):
             if self.manifest.extent(chunk).file not in self.sealing.seal.broken:
                 self.leases.lost(chunk)
+                self._settled.discard(chunk)
+                self._unpinned.pop(chunk, None)
 
-    def _union(self, but: NodeId | None) -> int:
-        union = 0
+    def _held_by_no(self, mask: int, but: NodeId | None) -> int:
+        """What is left of the bits of `mask` when those that any other node holds are cleared."""
         for node in self.nodes.values():
+            if not mask:
+                break
             if node.bits is not None and node.node != but:
-                union |= int.from_bytes(bytes(node.bits), "big")
-        return union
+                mask &= ~int.from_bytes(bytes(node.bits), "big")
+        return mask
 
     def _only_copies(self, node: Node) -> m.OnlyCopies:
         mine = int.from_bytes(bytes(node.bits or b""), "big")
-        others = [n for n in self._current() if n.node != node.node]
-        incomplete = sum(not other.complete for other in others)
-        return m.OnlyCopies((mine & ~self._union(node.node)).bit_count(), incomplete)
+        incomplete = sum(not n.complete for n in self._current() if n.node != node.node)
+        return m.OnlyCopies(self._held_by_no(mine, node.node).bit_count(), incomplete)
 
     # -- membership -------------------------------------------------------------------------------
-
-    def _expires(self, node: Node) -> float:
-        """A node that has not announced yet is opening its store: its session speaks for it."""
-        return node.heard_at + EXPIRY_S if node.bits is not None else inf
 
     def _forget(self, node_id: NodeId, now: float) -> None:
         node = self.nodes.pop(node_id)
         self.gone_origin_bytes += node.origin_bytes
         self._hungry.pop(node_id, None)
+        self._expiry.discard(node_id)
         self._allowances.forget(node_id)
         if self.leases is not None:
             self.leases.release(node_id)
             if node.bits is not None and len(node.bits):
                 self._recount_at = min(self._recount_at, now + LOST_GRACE_S)
-        for other in self.nodes.values():
-            if other.known.pop(node_id, 0) is None:
-                self._out.append((other.node, m.PeersGone([node_id])))
-            self._be_hungry(other.node, now)
+        for other in self._roster.leave(node_id):
+            self._out.append((other, m.PeersGone([node_id])))
         if self._listing == node_id:
             self._assign_listing(now)
-
-
-def succeeding(ours: Manifest, listed: Manifest) -> Manifest:
-    """A new listing as the revision after `ours`: its sizes, and its count of second readings."""
-    attempts = {replace(file, attempt=0): file.attempt for file in ours.files}
-    return replace(
-        listed,
-        files=tuple(replace(file, attempt=attempts.get(file, 0)) for file in listed.files),
-        chunk_bytes=ours.chunk_bytes,
-        block_bytes=ours.block_bytes,
-    )

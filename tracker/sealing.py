@@ -5,7 +5,7 @@ tracker, or when files were adopted) is asked of a node that holds the chunk: it
 pin, so its checksum is as good as the owner's.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from random import Random
 
@@ -75,14 +75,19 @@ class Sealing:
             self.ask_at = min(self.ask_at, now + ASK_DELAY_S)
 
     def ask(
-        self, holders: Mapping[NodeId, Bitfield], now: float
+        self, holders: Mapping[NodeId, Bitfield], fetched: Callable[[Chunk], bool], now: float
     ) -> list[tuple[NodeId, m.ChecksumsWanted]]:
-        """Ask holders for what is missing of files that the swarm holds whole."""
+        """Ask holders for what is missing of files that the swarm holds whole.
+
+        Args:
+          fetched: whether anybody can hold a chunk; to look at all nodes for each costs too much.
+        """
         self.ask_at = inf
         by_node: dict[NodeId, list[Chunk]] = {}
         for file in self.seal.pending:
             chunks = self._manifest.chunks_of(file)
-            if not all(any(c in bits for bits in holders.values()) for c in chunks):
+            held = (fetched(c) and any(c in bits for bits in holders.values()) for c in chunks)
+            if not all(held):
                 continue
             for chunk in self.seal.wanted(file):
                 if self._asked.get(chunk, -inf) + ASK_AGAIN_S > now:

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from functools import partial
+from itertools import islice
 from math import inf
 from random import Random
 
@@ -29,6 +30,10 @@ from tracker.model import Model, Sends
 log = logging.getLogger(__name__)
 
 HANDSHAKES_AT_ONCE = 256
+# A message to each of 1,000 nodes would keep the loop for 100 ms. More than so many at once are
+# written a slice at a time, and leases are answered in between.
+SLICE = 32
+URGENT = (messages.Leases, messages.Allowance)
 
 FAILURES = (
     OSError,
@@ -54,6 +59,8 @@ class Server:
         self._scopes: dict[NodeId, trio.CancelScope] = {}
         self._handshakes = trio.CapacityLimiter(HANDSHAKES_AT_ONCE)
         self._changed = trio.Event()
+        self._later: dict[NodeId, list[Message]] = {}
+        self._postponed = trio.Event()
 
     async def run(self) -> None:
         """Serve until a signal comes.
@@ -85,6 +92,7 @@ class Server:
                 )
                 ready += f", people at {urls[0].rstrip('/')}/"
             nursery.start_soon(self._tick)
+            nursery.start_soon(self._spread)
             nursery.start_soon(
                 partial(trio.serve_listeners, self._accept, listeners, handler_nursery=nursery)
             )
@@ -110,14 +118,34 @@ class Server:
                 self._deliver(self.directory.tick(trio.current_time()))
             await trio.sleep(0.005)  # deadlines are seconds: a burst of messages costs one look
 
+    async def _spread(self) -> None:
+        while True:
+            for node in list(islice(self._later, SLICE)):
+                self._put(node)
+            if self._later:
+                await trio.lowlevel.checkpoint()
+            else:
+                self._postponed = trio.Event()
+                await self._postponed.wait()
+
     def _deliver(self, sends: Sends) -> None:
         for node, message in sends:
             if message is None:
                 if node in self._scopes:
                     self._scopes[node].cancel()
-            elif node in self._outboxes:
-                self._outboxes[node].put(message)
+            elif len(sends) > SLICE and not isinstance(message, URGENT):
+                self._later.setdefault(node, []).append(message)
+            else:
+                self._put(node, message)
         self._changed.set()
+        if self._later:
+            self._postponed.set()
+
+    def _put(self, node: NodeId, *batch: Message) -> None:
+        """After what was postponed: a node hears everything in order."""
+        postponed = self._later.pop(node, ())
+        if node in self._outboxes:
+            self._outboxes[node].put(*postponed, *batch)
 
     def _answer(self, theirs: Hello) -> Hello:
         if theirs.role != "node":
@@ -151,6 +179,7 @@ class Server:
         outbox, failure = Outbox(), None
         with trio.CancelScope() as scope:
             self._outboxes[node], self._scopes[node] = outbox, scope
+            self._later.pop(node, None)
             model: Model | None = None
             try:
                 model = await self._join(node, first, frames)
@@ -163,6 +192,7 @@ class Server:
             finally:
                 if self._scopes.get(node) is scope:
                     del self._scopes[node], self._outboxes[node]
+                    self._later.pop(node, None)
                     if model is not None:
                         self._deliver(model.gone(node, trio.current_time()))
         if isinstance(failure, ProtocolError):

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from support.cluster import hashes, make_model, wait_until
-from support.netns import Host, Link, Net, why_not
 
 from node.status import read_status
 from p2p.errors import P2PError
+from simulations.netns import Host, Link, Net, why_not
 
 MIB = 1024**2
 MBIT = 1_000_000 / 8

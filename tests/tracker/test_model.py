@@ -12,6 +12,7 @@ from p2p.bitfield import Bitfield
 from p2p.errors import ManifestError, RemoteProtocolError
 from p2p.ids import NodeId
 from p2p.manifest import File, Manifest
+from tracker.assignment import FEW
 from tracker.model import EXPIRY_S, FATAL_S, LISTING_S, LOST_GRACE_S, SETTLE_S, Model
 from tracker.view import model_status
 
@@ -218,6 +219,52 @@ def test_a_hint_to_wait_is_kept():
     assert leased(tracked.handle(A, announce(wanted=1), 3.0), A) == [0]
 
 
+def test_a_later_announce_changes_only_the_part_of_the_bitfield_that_it_carries():
+    wide = Manifest("m", "http://o/", (File("x", 24 * 4096, "e"),), 4096, 4096)
+    tracked = model()
+    tracked.joined(A, join(), 0.0)
+    tracked.handle(A, m.Listing(wide.encode()), 0.0)
+    tracked.handle(A, m.Announce(b"\x80\x80\x80", [], [], 0, 0, 0, 0), 0.0)
+    sends = tracked.handle(A, m.Announce(b"\xc0", [], [], 0, 0, 0, 0, offset=1), 0.5)
+    assert sent(sends, m.PinsWanted) == [m.PinsWanted([9])], "only of what is new"
+    tracked.handle(A, m.Announce(b"", [], [], 0, 0, 0, 0), 1.0)
+    assert list(tracked.nodes[A].bits) == [0, 8, 9, 16]
+    tracked.handle(A, m.Announce(b"\x00", [], [], 0, 0, 0, 0, offset=1), 1.5)
+    assert model_status(tracked)["queued_chunks"] == 24 - 4
+    tracked.tick(1.5 + LOST_GRACE_S)
+    assert model_status(tracked)["queued_chunks"] == 24 - 2, "8 and 9 are lost"
+    for bad in (m.Announce(b"\0\0", [], [], 0, 0, 0, 0, offset=2), m.Announce(
+        b"\0", [], [], 0, 0, 0, 0, offset=3
+    )):  # fmt: skip
+        with pytest.raises(RemoteProtocolError):
+            tracked.handle(A, bad, 4.0)
+
+
+def test_a_first_announce_carries_the_whole_bitfield():
+    for bitfield, offset in ((b"", 0), (b"\xf0", 1)):
+        tracked = listed()
+        with pytest.raises(RemoteProtocolError):
+            tracked.handle(A, m.Announce(bitfield, [], [], 0, 0, 0, 0, offset=offset), 0.0)
+        assert tracked.nodes[A].bits is None
+
+
+def test_what_is_fetched_and_pinned_is_no_news_until_it_is_lost():
+    tracked = listed(1, A, B)
+    tracked.handle(A, announce(wanted=0), 0.0)
+    tracked.handle(A, m.Fetched([0], pin(0), b""), 0.0)
+    sends = tracked.handle(B, announce(0, 1, wanted=0), 0.1)
+    assert sent(sends, m.PinsWanted) == [m.PinsWanted([1])]
+    tracked.handle(B, m.PinsReport([1], pin(1)), 0.2)
+    assert not sent(tracked.handle(A, announce(0, 1, wanted=0), 0.3), m.PinsWanted)
+    tracked.gone(A, 1.0)
+    tracked.gone(B, 1.0)
+    tracked.joined(C, join(), 1.1)
+    tracked.handle(C, announce(wanted=2), 1.2)
+    assert leased(tracked.tick(1.0 + LOST_GRACE_S), C) == []
+    tracked.handle(C, announce(0, fetching=[2, 3], wanted=2), 2.6)
+    assert model_status(tracked)["queued_chunks"] == 1, "a lost chunk that comes back is fetched"
+
+
 # -- pins -----------------------------------------------------------------------------------------
 
 
@@ -313,6 +360,30 @@ def test_who_sent_wrong_bytes_is_counted_by_name():
         A.hex(): 0,
         B.hex(): 1,
     }
+
+
+# -- introductions --------------------------------------------------------------------------------
+
+
+def test_who_has_lost_its_peers_meets_others_with_its_next_announce():
+    nodes = [NodeId(number.to_bytes(16, "big")) for number in range(200)]
+    tracked = listed(1, *nodes)
+    met: set[NodeId] = set()
+    for node in nodes:
+        sends = tracked.handle(node, announce(wanted=0), 0.0)
+        met = {NodeId(x) for peers in sent(sends, m.Peers, node) for x in peers.nodes}
+    last = nodes[-1]
+    assert len(met) == FEW
+    assert not sent(tracked.handle(last, announce(wanted=0), 0.5), m.Peers)
+    gone = sorted(met)[: FEW // 2]
+    for node in gone:
+        assert (last, m.PeersGone([node])) in tracked.gone(node, 0.6)
+    sends = tracked.handle(last, announce(wanted=0), 1.0)
+    (peers,) = sent(sends, m.Peers, last)
+    assert len(peers.nodes) == len(peers.addresses) == len(gone)
+    assert not met & set(peers.nodes)
+    for other in peers.nodes:
+        assert sent(sends, m.Peers, NodeId(other)) == [m.Peers([last], [["h:1"]])]
 
 
 # -- broken nodes ---------------------------------------------------------------------------------

@@ -67,9 +67,19 @@ def crcs(*chunks: int, wrong: tuple[int, ...] = ()) -> bytes:
 
 def asked(sealing: Sealing, at: dict[NodeId, Bitfield], now: float) -> dict[NodeId, list[int]]:
     """Who is asked for which chunks."""
-    sends = sealing.ask(at, now)
+    sends = sealing.ask(at, lambda chunk: True, now)
     assert len({to for to, _ in sends}) == len(sends), "one message a node"
     return {to: message.chunks for to, message in sends}
+
+
+def test_of_a_chunk_that_nobody_has_fetched_no_node_is_looked_at():
+    tracked = sealing(2)
+
+    class Untouched(dict):
+        def values(self):
+            raise AssertionError("all nodes are looked at")
+
+    assert tracked.ask(Untouched(), lambda chunk: False, 1.0) == []
 
 
 # -- what comes -----------------------------------------------------------------------------------
@@ -136,7 +146,7 @@ def test_a_look_is_due_exactly_a_second_after_the_first_change():
     assert tracked.ask_at == 5.0 + ASK_DELAY_S
     tracked.look_soon(5.5)
     assert tracked.ask_at == 5.0 + ASK_DELAY_S, "a stream of changes does not put it off"
-    tracked.ask(holders(a="#"), 6.0)
+    tracked.ask(holders(a="#"), lambda chunk: True, 6.0)
     tracked.look_soon(6.5)
     assert tracked.ask_at == 6.0 + ASK_DELAY_S
 

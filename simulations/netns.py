@@ -1,7 +1,8 @@
 """Hosts in network namespaces, joined by bridges, every link shaped at both ends.
 
 All traffic stays between namespaces that `Net` made itself. Names are unique, and `close` removes
-everything, whatever failed. Needs root and iproute2 (`ip`, `tc`).
+everything, whatever failed. Needs root and iproute2 (`ip`, `tc`). A kernel without the tbf queueing
+discipline, or a command that fails, is a `NetError`.
 
     with Net() as net:
         lan = net.switch("a")
@@ -22,17 +23,27 @@ from pathlib import Path
 from types import TracebackType
 
 BURST_BYTES = 128 * 1024  # a timer tick's worth at 1 Gbit/s
-LATENCY = "20ms"  # queue of a link: what is more is dropped
+QUEUE_MS = 20  # of a link: what would wait for longer is dropped
+NEIGHBOURS = "/proc/sys/net/ipv4/neigh/default/gc_thresh"  # of all namespaces together
 
 _numbers = itertools.count()
 
 
+class NetError(RuntimeError):
+    """A command failed, or a process does not end; the text names it."""
+
+
 def why_not() -> str:
-    """What stands in the way of network namespaces here; empty if nothing does."""
+    """What stands in the way of network namespaces here; empty if nothing does.
+
+    Raises:
+      NetError: a tool is not installed.
+    """
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool in ("ip", "tc"):
-        assert shutil.which(tool, path=WHERE), f"{tool} is not installed (see .ci/run)"
+        if shutil.which(tool, path=WHERE) is None:
+            raise NetError(f"{tool} is not installed (apt-get install iproute2)")
     return ""
 
 
@@ -45,7 +56,8 @@ def sh(*words: str, text: str | None = None) -> str:
         words, input=text, capture_output=True, text=True, check=False,
         env={**os.environ, "PATH": WHERE},
     )  # fmt: skip
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr.strip()}"
+    if done.returncode:
+        raise NetError(f"{' '.join(words)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -116,8 +128,23 @@ class Host:
     name: str
     links: list[Link] = field(default_factory=list)
 
-    def plug(self, switch: Switch, address: str, mbit: float | None = None) -> Link:
-        """A NIC at a switch, shaped in both directions: each end limits what it sends."""
+    def plug(
+        self,
+        switch: Switch,
+        address: str,
+        mbit: float | None = None,
+        *,
+        up_mbit: float | None = None,
+        mtu: int | None = None,
+        burst_bytes: int = BURST_BYTES,
+        queue_ms: int = QUEUE_MS,
+    ) -> Link:
+        """A NIC at a switch, shaped in both directions: each end limits what it sends.
+
+        Args:
+          up_mbit: what the host sends; default: as much as it receives.
+          burst_bytes: what may pass at once after a pause.
+        """
         near, far = f"eth{len(self.links)}", f"p{next(_numbers)}"
         sh(
             "ip", "-n", self.name, "link", "add", near, "type", "veth",
@@ -126,11 +153,14 @@ class Host:
         sh("ip", "-n", switch.name, "link", "set", far, "master", "br0", "up")
         sh("ip", "-n", self.name, "addr", "add", address, "dev", near)
         sh("ip", "-n", self.name, "link", "set", near, "up")
-        if mbit is not None:
-            for namespace, device in ((self.name, near), (switch.name, far)):
+        ends = ((self.name, near, up_mbit or mbit), (switch.name, far, mbit))
+        for namespace, device, rate in ends:
+            if mtu is not None:
+                sh("ip", "-n", namespace, "link", "set", device, "mtu", str(mtu))
+            if rate is not None:
                 sh(
                     "tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf",
-                    "rate", f"{mbit}mbit", "burst", str(BURST_BYTES), "latency", LATENCY,
+                    "rate", f"{rate}mbit", "burst", str(burst_bytes), "latency", f"{queue_ms}ms",
                 )  # fmt: skip
         link = Link(self, near, far, switch, address)
         self.links.append(link)
@@ -141,13 +171,18 @@ class Host:
         return sh("ip", "netns", "exec", self.name, *words)
 
     def start(
-        self, log: Path, *words: str, env: dict[str, str] | None = None
+        self, log: Path, *words: str, env: dict[str, str] | None = None, pipe: bool = False
     ) -> subprocess.Popen[bytes]:
-        """Start a process here, with its output in a file; it ends with the net at the latest."""
+        """Start a process here, with its output in a file; it ends with the net at the latest.
+
+        Args:
+          pipe: its standard input can be written to; otherwise it is empty.
+        """
         with log.open("ab") as output:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *words],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                stdin=subprocess.PIPE if pipe else subprocess.DEVNULL,
+                stdout=output, stderr=output, start_new_session=True,
                 env={**os.environ, "PATH": WHERE, **(env or {})},
             )  # fmt: skip
         self.net.processes.append(process)
@@ -160,7 +195,18 @@ class Net:
     def __init__(self) -> None:
         self._prefix = f"sh{os.getpid()}"
         self._namespaces: list[str] = []
+        self._neighbours: dict[str, str] = {}
         self.processes: list[subprocess.Popen[bytes]] = []
+
+    def allow_neighbours(self, count: int) -> None:
+        """Let the kernel keep so many addresses of neighbours, until `close`: its table is one for
+        all namespaces, and n hosts fill it with n * n entries."""
+        for number, factor in ((3, 2), (2, 1), (1, 1)):
+            path = Path(f"{NEIGHBOURS}{number}")
+            before = path.read_text().strip()
+            if int(before) < factor * count:
+                self._neighbours[str(path)] = before
+                path.write_text(str(factor * count))
 
     def __enter__(self) -> "Net":
         return self
@@ -197,13 +243,16 @@ class Net:
         end = time.monotonic() + 5
         for name in self._namespaces:
             while pids := self._pids(name):
-                assert time.monotonic() < end, f"{name} still holds processes {pids}"
+                if time.monotonic() >= end:
+                    raise NetError(f"{name} still holds processes {pids}")
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 time.sleep(0.02)
             subprocess.run(["ip", "netns", "del", name], check=False, env={"PATH": WHERE})
         self._namespaces.clear()
+        for path, before in reversed(self._neighbours.items()):
+            Path(path).write_text(before)
 
     @staticmethod
     def _pids(name: str) -> list[int]:
