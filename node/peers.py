@@ -259,6 +259,7 @@ class Peers:
                     nursery.start_soon(
                         partial(outbox.run, frames, messages.Ping(), self._timeouts.ping_s)
                     )
+                    nursery.start_soon(self._watch_silence, frames)
                     await self._read(peer, frames)
                     nursery.cancel_scope.cancel()
             except* FAILURES as group:
@@ -274,13 +275,17 @@ class Peers:
             log.debug("session ended peer=%s reason=%s", short(peer), reason)
             self._feed(events.PeerLost(peer))
 
+    async def _watch_silence(self, frames: FrameStream) -> None:
+        """One look for many messages, instead of a time-out for each."""
+        due = frames.heard_at + self._timeouts.silence_s
+        while due > trio.current_time():
+            await trio.sleep_until(due)
+            due = frames.heard_at + self._timeouts.silence_s
+        raise trio.TooSlowError
+
     async def _read(self, peer: NodeId, frames: FrameStream) -> None:
         ready = False
-        while True:
-            with trio.fail_after(self._timeouts.silence_s):
-                message = await frames.receive()
-            if message is None:
-                return
+        while (message := await frames.receive()) is not None:
             if not ready:
                 if not isinstance(message, messages.BitfieldMessage):
                     raise RemoteProtocolError(f"a session starts with bitfield, not {message.TYPE}")

@@ -11,47 +11,64 @@ OUTBOX_MESSAGES = 4096  # 50 nodes x a batch of haves each 50 ms is 20 a second:
 
 
 class Outbox:
-    """A bounded queue in front of a `FrameStream`. `put` never waits."""
+    """A bounded queue in front of a `FrameStream`. `put` never waits: what the kernel does not take
+    at once is written by `run`, so that most messages cost one system call and wake no task."""
 
     def __init__(self) -> None:
+        self._frames: FrameStream | None = None
         self._queue: list[Message] = []
+        self._rest = b""
         self._filled = trio.Event()
         self._written = trio.Event()
         self._writing = False
+        self._spoke = False
         self.overflowed = False
+        self._scope = trio.CancelScope()
 
     async def drained(self) -> None:
         """Return when everything was handed to the socket."""
-        while self._queue or self._writing:
+        while self._queue or self._rest or self._writing:
             await self._written.wait()
 
     def put(self, *batch: Message) -> None:
-        """Queue messages; over the bound the session is given up, in `run`."""
-        self._queue.extend(batch)
-        self.overflowed = self.overflowed or len(self._queue) > OUTBOX_MESSAGES
-        self._filled.set()
+        """Send or queue messages; over the bound the session is given up, in `run`."""
+        if self._frames is None or self._queue or self._rest or self._writing:
+            self._queue.extend(batch)
+        else:
+            self._rest, self._spoke = self._frames.send_now(batch), True
+        if self._queue or self._rest:
+            if len(self._queue) > OUTBOX_MESSAGES:
+                self.overflowed = True
+                self._scope.cancel()
+            self._filled.set()
 
     async def run(
         self, frames: FrameStream, idle: Message | None = None, idle_s: float = inf
     ) -> None:
-        """Write what comes, for ever; `idle` is sent after `idle_s` of silence.
+        """Write what comes, for ever; `idle` is sent after `idle_s` to twice that of silence.
 
         Raises:
           trio.BrokenResourceError: the other side is gone, or lets us wait with a full queue.
         """
+        self._frames = frames
+        with self._scope:  # a full queue ends a write that the other side does not take, too
+            await self._write(frames, idle, idle_s)
+        raise trio.BrokenResourceError("the other side does not read")
+
+    async def _write(self, frames: FrameStream, idle: Message | None, idle_s: float) -> None:
         while True:
-            if not self._queue:
+            if not (self._queue or self._rest):
                 self._filled = trio.Event()
                 with trio.move_on_after(idle_s):
                     await self._filled.wait()
-            if self.overflowed:
-                raise trio.BrokenResourceError("the other side does not read")
             batch, self._queue = self._queue, []
-            if not batch and idle is not None:
+            rest, self._rest = self._rest, b""
+            if not (batch or rest or self._spoke) and idle is not None:
                 batch = [idle]
-            if batch:
+            self._spoke = False
+            if batch or rest:
                 self._writing = True
-                await frames.send(*batch)
+                await frames.send(*batch, rest=rest)
                 self._writing = False
                 self._written.set()
                 self._written = trio.Event()
