@@ -10,6 +10,7 @@ from math import inf
 from random import Random
 
 from p2p.backoff import full_jitter
+from p2p.deadlines import Deadlines
 from p2p.events import Command, Connect
 from p2p.ids import NodeId
 
@@ -26,7 +27,6 @@ class Peer:
     ready: bool = False
     complete: bool = False
     dialling: bool = False
-    dial_at: float = inf
     dial_attempt: int = 0
     waits_until: float = 0.0
     """not asked before then: it was busy, failed, or is in quarantine"""
@@ -43,6 +43,8 @@ class PeerBook:
         self._me = me
         self._rng = rng
         self._peers: dict[NodeId, Peer] = {}
+        self._dials: Deadlines[NodeId] = Deadlines()
+        self._waits: Deadlines[NodeId] = Deadlines()
 
     def __getitem__(self, node: NodeId) -> Peer:
         if node not in self._peers:
@@ -67,15 +69,32 @@ class PeerBook:
             return
         peer = self[node]
         peer.addresses, peer.offered = addresses, True
-        if not peer.ready and not peer.dialling and peer.dial_at == inf and self._me < node:
-            peer.dial_at = now
+        if not peer.ready and not peer.dialling and node not in self._dials and self._me < node:
+            self._dials.set(node, now)
 
     def withdraw(self, node: NodeId) -> None:
         """The tracker says that it left: it is not dialled again."""
         peer = self._peers.get(node)
         if peer is not None:
-            peer.offered, peer.dial_at = False, inf
+            peer.offered = False
+            self._dials.discard(node)
             self._forget_if_gone(peer)
+
+    def met(self, node: NodeId) -> Peer:
+        """There is a session."""
+        peer = self[node]
+        peer.ready, peer.dialling, peer.dial_attempt = True, False, 0
+        self._dials.discard(node)
+        return peer
+
+    def wait(self, peer: Peer, until: float) -> None:
+        """The peer is not to be asked before then."""
+        peer.waits_until = max(peer.waits_until, until)
+        self._waits.set(peer.node, peer.waits_until)
+
+    def woken(self, now: float) -> list[NodeId]:
+        """Peers that may be asked again."""
+        return self._waits.pop_due(now)
 
     def lost(self, node: NodeId, now: float) -> None:
         """The session ended, or could not be made."""
@@ -83,24 +102,26 @@ class PeerBook:
         peer.ready = peer.complete = peer.dialling = False
         if peer.offered and self._me < node:
             wait_s = full_jitter(peer.dial_attempt, REDIAL_FIRST_S, REDIAL_CAP_S, self._rng)
-            peer.dial_at, peer.dial_attempt = now + wait_s, peer.dial_attempt + 1
+            self._dials.set(node, now + wait_s)
+            peer.dial_attempt += 1
         self._forget_if_gone(peer)
 
     def _forget_if_gone(self, peer: Peer) -> None:
         if not (peer.offered or peer.ready or peer.dialling):
             del self._peers[peer.node]
+            self._waits.discard(peer.node)
 
     def dial(self, now: float) -> list[Command]:
         """The sessions that are due to be made."""
+        if self._dials.next() > now:
+            return []
         commands: list[Command] = []
-        for peer in self._peers.values():
-            if peer.dial_at <= now:
-                peer.dial_at, peer.dialling = inf, True
-                commands.append(Connect(peer.node, peer.addresses))
+        for node in self._dials.pop_due(now):
+            peer = self._peers[node]
+            peer.dialling = True
+            commands.append(Connect(node, peer.addresses))
         return commands
 
-    def next_deadline(self, now: float) -> float:
+    def next_deadline(self) -> float:
         """When a peer is to be dialled, or may be asked again."""
-        waits = (peer.waits_until for peer in self._peers.values() if peer.waits_until > now)
-        dials = (peer.dial_at for peer in self._peers.values())
-        return min(min(waits, default=inf), min(dials, default=inf))
+        return min(self._dials.next(), self._waits.next())

@@ -52,6 +52,8 @@ class Picker:
         self._peers: list[NodeId | None] = []
         self._load: list[int] = []
         self._ready_mask = 0
+        self._room_mask = 0
+        """peers with fewer requests than they may have"""
         for chunk in held:
             self._state[chunk] = HELD
 
@@ -68,6 +70,7 @@ class Picker:
         self._slots[peer], self._peers[slot], self._load[slot] = slot, peer, 0
         bit = 1 << slot
         self._ready_mask |= bit
+        self._room_mask |= bit
         if held.complete:
             self._complete_mask |= bit
         else:
@@ -82,6 +85,7 @@ class Picker:
         keep = ~(1 << slot)
         self._peers[slot] = None
         self._ready_mask &= keep
+        self._room_mask &= keep
         if self._complete_mask & ~keep:
             self._complete_mask &= keep
         else:
@@ -115,14 +119,29 @@ class Picker:
         """The peers that hold a chunk, ready or not."""
         return self._named(self._holders[chunk] | self._complete_mask)
 
+    def holds(self, peer: NodeId, chunk: Chunk) -> bool:
+        """That peer holds it, as far as is known."""
+        slot = self._slots.get(peer)
+        return slot is not None and bool((self._holders[chunk] | self._complete_mask) >> slot & 1)
+
+    def able(self, chunk: Chunk) -> list[NodeId]:
+        """The peers that hold a chunk and have room for a request."""
+        mask = (self._holders[chunk] | self._complete_mask) & self._room_mask & self._ready_mask
+        return self._named(mask)
+
     def is_held_by_any(self, chunk: Chunk) -> bool:
         """At least one peer holds it."""
         return bool(self._holders[chunk] | self._complete_mask)
 
     def _named(self, mask: int) -> list[NodeId]:
-        return [
-            peer for slot, peer in enumerate(self._peers) if peer is not None and mask >> slot & 1
-        ]
+        found = []
+        while mask:
+            bit = mask & -mask
+            peer = self._peers[bit.bit_length() - 1]
+            if peer is not None:
+                found.append(peer)
+            mask ^= bit
+        return found
 
     # -- chunks -----------------------------------------------------------------------------------
 
@@ -134,12 +153,17 @@ class Picker:
         """The chunk is under way, from a peer or (None) from elsewhere."""
         self._state[chunk] = IN_FLIGHT
         if peer is not None:
-            self._load[self._slots[peer]] += 1
+            slot = self._slots[peer]
+            self._load[slot] += 1
+            if self._load[slot] >= self._per_peer:
+                self._room_mask &= ~(1 << slot)
 
     def answered(self, peer: NodeId) -> None:
         """A request to the peer is answered, well or not: it has room for another."""
         if (slot := self._slots.get(peer)) is not None:
             self._load[slot] = max(0, self._load[slot] - 1)
+            if self._load[slot] < self._per_peer:
+                self._room_mask |= 1 << slot
 
     def release(self, chunk: Chunk) -> None:
         """The chunk did not come: it is missing again."""
@@ -168,11 +192,7 @@ class Picker:
 
         The caller sends a request and calls `reserve`.
         """
-        ready = 0
-        for slot, load in enumerate(self._load):
-            if load < self._per_peer:
-                ready |= 1 << slot
-        ready &= self._ready_mask
+        ready = self._room_mask & self._ready_mask
         if not ready:
             return None
         holders, complete = self._holders, self._complete_mask

@@ -18,6 +18,7 @@ from math import inf
 from random import Random
 
 from p2p import events as ev
+from p2p.backlog import Backlog
 from p2p.backoff import full_jitter
 from p2p.bitfield import Bitfield
 from p2p.digest import rendezvous_weight
@@ -27,6 +28,8 @@ from p2p.ids import Chunk, NodeId
 from p2p.manifest import Manifest
 from p2p.peerbook import Peer, PeerBook
 from p2p.picker import MISSING, Picker
+from p2p.rates import Average
+from p2p.tree import told_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Limits:
     window: int = 64
     """chunks ahead of the earliest missing one: 1 GiB at 16 MiB; whole-file rarest first makes a
     streaming reader wait 1.7 x"""
-    asks_total: int = 12
+    asks_total: int = 14
     """requests outstanding in all (the probe's best at 8 nodes)"""
     asks_per_peer: int = 2
     """one on the wire and one behind it, so that the link never idles between two"""
@@ -46,8 +49,12 @@ class Limits:
     """before a lease goes back to the tracker, whose other nodes may fare better"""
     rehashes: int = 4
     """chunks hashed at once after a restart"""
-    have_delay_s: float = 0.05
-    """chunks got from peers are announced in batches; 6,400 wake-ups a node otherwise"""
+    arity: int = 2
+    """children in a chunk's tree, which are told of it at once: 3 spread it fastest"""
+    have_batch: int = 4
+    """the others hear of so many chunks together: each alone would wake 50 nodes 50 times"""
+    have_delay_s: float = 1.0
+    """and after so long at the latest"""
     busy_cap_s: float = 2.0
     failure_first_s: float = 0.5
     failure_cap_s: float = 8.0
@@ -55,7 +62,11 @@ class Limits:
     quarantine_s: float = 60.0
     pins_again_s: float = 1.0
     ask_timeout_s: float = 30.0
-    """a worker notices a stall in 1 s; this is the net under it"""
+    """a worker notices a stall in 2 s; this is the net under it"""
+    late_factor: float = 4.0
+    """a request that takes so many times as long as others do is asked of another holder"""
+    late_least_s: float = 0.5
+    """but not sooner: what is cancelled may have come for the most part"""
     space_retry_s: float = 2.0
     lease_grace_s: float = 3.0
     """after the tracker's loss its leases run out; then rendezvous hashing decides"""
@@ -115,6 +126,9 @@ class Swarm:
         self._picker = Picker(manifest.order, held, limits.window, limits.asks_per_peer, rng)
         self._book = PeerBook(node, rng)
         self._asks: dict[int, tuple[ev.Ask, float]] = {}
+        self._late: dict[int, float] = {}
+        """when a request is to be looked at because it takes long"""
+        self._ask_s = Average(weight=0.1)
         self._next_request = 1
         self._fetches: dict[Chunk, _Fetch] = {}
         self._waiting_leases: dict[Chunk, None] = {}
@@ -123,6 +137,8 @@ class Swarm:
         for chunk in suspects:
             self._picker.reserve(chunk)
         self._news: dict[Chunk, None] = {}
+        self._ring: list[NodeId] | None = None
+        self._backlog = Backlog()
         self._news_at = inf
         self._tracker_lost_at: float = inf
         self._peer_fetches: dict[NodeId, tuple[Chunk, ...]] = {}
@@ -142,7 +158,13 @@ class Swarm:
     @property
     def wanted_leases(self) -> int:
         """How many leases this node can hold at once in all."""
-        return 0 if self._space_at is not None else self._limits.origin_fetches
+        if self._space_at is not None or (self._backlog.full and self._anyone_lacks):
+            return 0
+        return self._limits.origin_fetches
+
+    @property
+    def _anyone_lacks(self) -> bool:
+        return any(not peer.complete for peer in self._book.ready())
 
     def statistics(self) -> SwarmStatistics:
         """Figures for status, metrics and tests."""
@@ -160,9 +182,9 @@ class Swarm:
 
     def next_deadline(self) -> float:
         """When `DeadlinePassed` is due; infinity when nothing is."""
-        times = [self._news_at, self._book.next_deadline(self._now)]
+        times = [self._news_at, self._book.next_deadline()]
         times += [fetch.again_at for fetch in self._fetches.values()]
-        times += [asked + self._limits.ask_timeout_s for _, asked in self._asks.values()]
+        times += self._late.values()
         if self._space_at is not None:
             times.append(self._space_at)
         if self._tracker_lost_at < inf and not self.held.complete:
@@ -251,9 +273,11 @@ class Swarm:
         except ValueError as error:
             self._out.append(ev.Disconnect(node, str(RemoteProtocolError(str(error)))))
             return
-        peer = self._book[node]
-        peer.ready, peer.dialling, peer.dial_attempt, peer.dial_at = True, False, 0, inf
+        peer = self._book.met(node)
         peer.complete = held.complete
+        for chunk in held:
+            self._backlog.passed(chunk, self._now)
+        self._ring = None
         self._picker.join(node, held)
         self._picker.set_ready(node, peer.waits_until <= self._now)
         # Its bitfield and ours may have crossed with chunks that we announced to the others only.
@@ -267,11 +291,13 @@ class Swarm:
         self._picker.leave(node)
         self._peer_fetches.pop(node, None)
         self._book.lost(node, self._now)
+        self._ring = None
 
     def _peer_has(self, node: NodeId, pins: tuple[tuple[Chunk, bytes], ...]) -> None:
         for chunk, pin in pins:
             self._learn(chunk, pin, node)
             self._picker.has(node, chunk)
+            self._backlog.passed(chunk, self._now)
         fetches = self._peer_fetches.get(node)
         if fetches:
             got = {chunk for chunk, _ in pins}
@@ -289,7 +315,7 @@ class Swarm:
 
     def _wait(self, peer: Peer, seconds: float) -> None:
         """Ask the peer nothing for a while."""
-        peer.waits_until = max(peer.waits_until, self._now + seconds)
+        self._book.wait(peer, self._now + seconds)
         self._picker.set_ready(peer.node, False)
 
     # -- requests ---------------------------------------------------------------------------------
@@ -299,6 +325,7 @@ class Swarm:
         entry = self._asks.pop(request, None)
         if entry is None:
             return None
+        del self._late[request]
         ask = entry[0]
         self._picker.answered(ask.peer)
         self._picker.release(ask.chunk)
@@ -346,11 +373,15 @@ class Swarm:
         if self._space_at is not None or self.held.complete:
             self._pins_missing = False
             return
-        wanted = self._picker.window()
+        if len(self._asks) >= self._limits.asks_total:
+            return
+        wanted = [chunk for chunk in self._picker.window() if self._picker.is_held_by_any(chunk)]
         unpinned = [chunk for chunk in wanted if chunk not in self.pins]
         if unpinned:
             wanted = [chunk for chunk in wanted if chunk in self.pins]
-        self._pins_missing = bool(unpinned) and self._ask_for_pins(unpinned)
+        self._pins_missing = bool(unpinned)
+        if unpinned:
+            self._ask_for_pins(unpinned)
         while len(self._asks) < self._limits.asks_total:
             picked = self._picker.pick(wanted)
             if picked is None:
@@ -359,28 +390,44 @@ class Swarm:
             wanted.remove(chunk)
             self._ask(chunk, peer)
 
+    @property
+    def _late_s(self) -> float:
+        usual_s = self._ask_s.value
+        late_s = max(self._limits.late_factor * usual_s, self._limits.late_least_s)
+        return min(late_s, self._limits.ask_timeout_s) if usual_s else self._limits.ask_timeout_s
+
+    def _look_at_late(self) -> None:
+        """Take requests that are late away from their peers, where another one could serve them."""
+        for request in [request for request, at in self._late.items() if at <= self._now]:
+            ask, asked = self._asks[request]
+            others = [node for node in self._picker.able(ask.chunk) if node != ask.peer]
+            if others or asked + self._limits.ask_timeout_s <= self._now:
+                self._out.append(ev.CancelAsk(request, ask.peer))
+                self._ask_failed(request)
+            else:
+                net = asked + self._limits.ask_timeout_s
+                self._late[request] = min(self._now + self._late_s, net)
+
     def _ask(self, chunk: Chunk, peer: NodeId) -> None:
         ask = ev.Ask(self._next_request, peer, chunk, self.pins[chunk])
         self._next_request += 1
         self._asks[ask.request] = (ask, self._now)
+        self._late[ask.request] = self._now + self._late_s
         self._picker.reserve(chunk, peer)
         self._out.append(ask)
 
     _pins_missing = False
 
-    def _ask_for_pins(self, chunks: list[Chunk]) -> bool:
-        """Ask the holders of chunks whose pins never came; true if there is any such holder."""
+    def _ask_for_pins(self, chunks: list[Chunk]) -> None:
+        """Ask the holders of chunks whose pins never came."""
         by_peer: dict[NodeId, list[Chunk]] = {}
         for chunk in chunks:
-            holders = self._picker.holders(chunk)
-            if holders:
-                by_peer.setdefault(self._rng.choice(holders), []).append(chunk)
+            by_peer.setdefault(self._rng.choice(self._picker.holders(chunk)), []).append(chunk)
         for node, unknown in by_peer.items():
             peer = self._book[node]
             if peer.pins_asked_at + self._limits.pins_again_s <= self._now:
                 peer.pins_asked_at = self._now
                 self._out.append(ev.AskPins(node, tuple(unknown)))
-        return bool(by_peer)
 
     # -- the origin -------------------------------------------------------------------------------
 
@@ -451,7 +498,9 @@ class Swarm:
     def _verified(self, event: ev.ChunkVerified) -> None:
         chunk = event.chunk
         if event.request and (entry := self._asks.pop(event.request, None)) is not None:
-            ask = entry[0]
+            ask, asked = entry
+            del self._late[event.request]
+            self._ask_s.add(self._now - asked)
             self._picker.answered(ask.peer)
             if (peer := self._book.get(ask.peer)) is not None:
                 peer.failures = 0
@@ -468,12 +517,24 @@ class Swarm:
         self._waiting_leases.pop(chunk, None)
         if leased or event.source is Source.ORIGIN:
             self._out.append(ev.ReportFetched(((chunk, event.pin),)))
+        if event.source is Source.ORIGIN and not self._picker.is_held_by_any(chunk):
+            self._backlog.add(chunk)
         if fresh:
+            self._tell_some(chunk, event.source is Source.ORIGIN)
             self._news[chunk] = None
-            if event.source is Source.ORIGIN:
+            delay_s = self._limits.have_delay_s * max(1.0, len(self._ring or ()) / 10)
+            self._news_at = min(self._news_at, self._now + delay_s)
+            if len(self._news) >= max(self._limits.have_batch, len(self._ring or ()) // 2):
                 self._tell_news()
-            else:
-                self._news_at = min(self._news_at, self._now + self._limits.have_delay_s)
+
+    def _tell_some(self, chunk: Chunk, first: bool) -> None:
+        """Tell those of a chunk at once that pass it on."""
+        if self._ring is None:
+            self._ring = sorted([self._node, *(peer.node for peer in self._book.ready())])
+        told = told_at_once(chunk, self._ring, self._node, self._limits.arity, first=first)
+        told = [node for node in told if not self._picker.holds(node, chunk)]
+        if told:
+            self._out.append(ev.SendHave(tuple(told), ((chunk, self.pins[chunk]),)))
 
     def _tell_news(self) -> None:
         peers = tuple(peer.node for peer in self._book.ready() if not peer.complete)
@@ -497,6 +558,7 @@ class Swarm:
         was_held = chunk in self.held
         self.suspects.pop(chunk, None)
         self.held.discard(chunk)
+        self._backlog.passed(chunk, self._now)
         self._news.pop(chunk, None)
         self._completed = False
         self._fetches.pop(chunk, None)
@@ -533,16 +595,13 @@ class Swarm:
             self._tell_news()
         if self._space_at is not None and self._space_at <= now:
             self._space_at = None
-        for peer in self._book.ready():
-            self._picker.set_ready(peer.node, peer.waits_until <= now)
+        for node in self._book.woken(now):
+            self._picker.set_ready(node, True)
         for chunk, fetch in self._fetches.items():
             if fetch.again_at <= now:
                 fetch.again_at = inf
                 self._out.append(ev.Fetch(chunk))
-        for request, (ask, asked) in list(self._asks.items()):
-            if asked + self._limits.ask_timeout_s <= now:
-                self._out.append(ev.CancelAsk(request, ask.peer))
-                self._ask_failed(request)
+        self._look_at_late()
 
     def _check_complete(self) -> None:
         if not self._completed and self.held.complete and not self.suspects:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("p2p", "tracker", "node", "simulations")
 
 EDGE_OF_P2P = {"connection", "outbox", "web"}
-PURE_TRACKER = {"allowances", "assignment", "budget", "deadlines", "directory", "leases", "member",
+PURE_TRACKER = {"allowances", "assignment", "budget", "directory", "leases", "member", "pace",
                 "model", "sealing", "view"}  # fmt: skip
 PURE_NODE = {"nics", "pairs", "routing"}
 ALLOWED_IN_PURE = {
@@ -23,9 +23,9 @@ ALLOWED_IN_PURE = {
 # file: (lines it may have, why)
 LONGER_FILES = {
     "node/fetch.py": (430, "one request's life: slot, try, hedge, resume"),
-    "p2p/swarm.py": (560, "one state machine: its transitions are read side by side"),
+    "p2p/swarm.py": (615, "one state machine: its transitions are read side by side"),
     "p2p/messages.py": (585, "every message of the wire and its codec, in one place"),
-    "tracker/model.py": (545, "one state machine, like the swarm"),
+    "tracker/model.py": (560, "one state machine, like the swarm"),
     "node/daemon.py": (475, "the root: builds and ties together what others define"),
 }
 MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 70, 100

@@ -11,8 +11,8 @@ progress; what comes later still counts.
 import heapq
 from dataclasses import dataclass
 
+from p2p.deadlines import Deadlines
 from p2p.ids import Chunk, NodeId
-from tracker.deadlines import Deadlines
 
 QUEUED, LEASED, FETCHED = 0, 1, 2
 LEASE_S = 2.0  # four heartbeats of 0.5 s
@@ -47,6 +47,11 @@ class Leases:
     def count(self, node: NodeId) -> int:
         """Leases that a node holds."""
         return len(self._by_node.get(node, ()))
+
+    def holder(self, chunk: Chunk) -> NodeId | None:
+        """The node that holds the lease of a chunk, if one does."""
+        lease = self._leases.get(chunk)
+        return lease.node if lease is not None else None
 
     def state(self, chunk: Chunk) -> int:
         """QUEUED, LEASED or FETCHED."""

@@ -13,6 +13,7 @@ from random import Random
 from p2p import messages as m
 from p2p.bitfield import Bitfield, indexes
 from p2p.checksum import CHECKSUM_BYTES
+from p2p.deadlines import Deadlines
 from p2p.digest import DIGEST_BYTES
 from p2p.errors import ManifestError, RemoteProtocolError
 from p2p.ids import Chunk, NodeId
@@ -21,9 +22,9 @@ from p2p.seal import Broken
 from tracker.allowances import Allowances
 from tracker.assignment import Roster
 from tracker.budget import Budget
-from tracker.deadlines import Deadlines
 from tracker.leases import Leases
 from tracker.member import Node
+from tracker.pace import Pace
 from tracker.sealing import Sealing
 
 EXPIRY_S = 10.0  # twenty heartbeats; before the first one the session speaks for the node
@@ -80,6 +81,7 @@ class Model:
         """chunks that are fetched and whose pin is known: who else gets them is no news"""
         self._unpinned: dict[Chunk, None] = {}
         """those that are fetched, and whose pin is not known"""
+        self._pace = Pace()
         self._allowances = Allowances(budget or Budget(), name)
         self.gone_origin_bytes = 0
         self._out: Sends = []
@@ -127,7 +129,7 @@ class Model:
             case m.Announce():
                 self._announce(sender, message, now)
             case m.Fetched():
-                self._fetched(sender, message)
+                self._fetched(sender, message, now)
             case m.LeaseFailed():
                 self._lease_failed(sender, message, now)
             case m.Throttled() | m.AllowanceWanted() | m.AllowanceBack():
@@ -385,8 +387,8 @@ class Model:
 
     # -- leases -----------------------------------------------------------------------------------
 
-    def _fetched(self, node: Node, message: m.Fetched) -> None:
-        if self.leases is None or node.bits is None:
+    def _fetched(self, node: Node, message: m.Fetched, now: float) -> None:
+        if self.leases is None or self.manifest is None or node.bits is None:
             raise RemoteProtocolError("a fetched chunk before the first announce")
         if len(message.checksums) not in (0, CHECKSUM_BYTES * len(message.chunks)):
             raise RemoteProtocolError("checksums do not fit their chunks")
@@ -396,6 +398,9 @@ class Model:
                 conflicting.append(chunk)
             else:
                 node.bits.add(chunk)
+            if node.node == self.leases.holder(chunk):
+                length, out = self.manifest.extent(chunk).length, self.leases.in_flight
+                self._pace.fetched(length, len(self.nodes), out, now)
             self.leases.fetched(chunk)
             self._settled.add(chunk)
             self._unpinned.pop(chunk, None)
@@ -474,7 +479,10 @@ class Model:
         if self._relisting:
             return
         granted: dict[NodeId, list[Chunk]] = {}
-        while self._hungry and (chunk := leases.next_queued) is not None:
+        limit = self._pace.limit(len(self.nodes))
+        while (
+            self._hungry and leases.in_flight < limit and (chunk := leases.next_queued) is not None
+        ):
             node_id = next(iter(self._hungry))
             node = self.nodes.get(node_id)
             if (

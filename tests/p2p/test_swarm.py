@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from p2p import events as ev
 from p2p.bitfield import Bitfield
 from p2p.events import Source
-from p2p.ids import NodeId
+from p2p.ids import Chunk, NodeId
 from p2p.manifest import File, Manifest
 from p2p.swarm import Limits, Swarm
 
@@ -78,16 +78,67 @@ def test_a_lease_is_fetched_reported_and_announced_at_once():
     assert drawn.fetching == ()
 
 
-def test_a_chunk_from_a_peer_is_announced_in_a_batch_exactly_at_its_deadline():
+def come(drawn: Swarm, now: float) -> list[ev.SendHave]:
+    """The oldest request is answered well; what is told of it."""
+    request, (ask, _) = next(iter(drawn._asks.items()))
+    done = ev.ChunkVerified(ask.chunk, Source.PEER, pin(ask.chunk), request)
+    return of(ev.SendHave, drawn.handle(done, now))
+
+
+def test_a_chunk_from_a_peer_is_told_to_its_tree_at_once_and_to_all_exactly_at_the_deadline():
+    """Of the ring me, a, b with two children each, I am the root of the trees of even chunks."""
     drawn = swarm(a="##......", b="........")
-    delay_s = Limits().have_delay_s
-    for request in (1, 2):
-        ask = drawn._asks[request][0]
-        done = ev.ChunkVerified(ask.chunk, Source.PEER, pin(ask.chunk), request)
-        assert of(ev.SendHave, drawn.handle(done, 1.0)) == []
-    assert drawn.next_deadline() == 1.0 + delay_s
-    (have,) = of(ev.SendHave, drawn.handle(ev.DeadlinePassed(), 1.0 + delay_s))
+    told = {have.pins[0][0]: have.peers for _ in range(2) for have in come(drawn, 1.0)}
+    assert told == {0: (node("b"),)}, "a holds it, and of chunk 1 this node is a leaf"
+    assert drawn.next_deadline() == 1.0 + Limits().have_delay_s
+    before = drawn.next_deadline() - 0.001
+    assert of(ev.SendHave, drawn.handle(ev.DeadlinePassed(), before)) == []
+    (have,) = of(ev.SendHave, drawn.handle(ev.DeadlinePassed(), drawn.next_deadline()))
+    assert have.peers == (node("a"), node("b"))
     assert sorted(have.pins) == [(0, pin(0)), (1, pin(1))]
+
+
+def test_a_request_four_times_as_slow_as_others_is_asked_of_another_holder():
+    drawn = swarm(a="###.....")
+    (fast, _), (slow, (ask, _)) = drawn._asks.items()  # two of one peer at once
+    drawn.handle(ev.ChunkVerified(drawn._asks[fast][0].chunk, Source.PEER, pin(0), fast), 1.0)
+    assert drawn._late_s == 4.0
+    third = next(request for request in drawn._asks if request not in (fast, slow))
+    drawn.handle(ev.AskRefused(third, None), 1.0)
+    drawn._late[slow] = 4.0
+    assert of(ev.CancelAsk, drawn.handle(ev.DeadlinePassed(), 4.0)) == [], "nobody else holds it"
+    assert drawn._late[slow] == 8.0, "looked at again"
+    drawn.handle(ev.PeerReady(node("b"), bits("###.....")), 5.0)
+    assert of(ev.CancelAsk, drawn.handle(ev.DeadlinePassed(), 7.999)) == []
+    commands = drawn.handle(ev.DeadlinePassed(), 8.0)
+    assert of(ev.CancelAsk, commands) == [ev.CancelAsk(slow, node("a"))]
+    assert [(a.chunk, a.peer) for a in of(ev.Ask, commands)] == [(ask.chunk, node("b"))]
+    late = ev.ChunkVerified(ask.chunk, Source.PEER, pin(ask.chunk), slow)
+    drawn.handle(late, 8.1)  # it came all the same: it counts, and changes nothing else
+    assert ask.chunk in drawn.held
+
+
+def test_a_full_batch_of_chunks_is_told_to_all_at_once():
+    drawn = swarm(a="####....", b="........")
+    for _ in range(Limits().have_batch - 1):
+        assert all(have.peers == (node("b"),) for have in come(drawn, 1.0))
+    assert len(come(drawn, 1.0)[-1].pins) == Limits().have_batch
+
+
+def test_a_node_whose_chunks_nobody_takes_wants_no_more_leases():
+    drawn = swarm(a="........")
+    for chunk in range(CHUNKS):
+        assert drawn.wanted_leases == Limits().origin_fetches, chunk
+        drawn.handle(ev.LeasesGranted((chunk,)), 0.0)
+        drawn.handle(ev.ChunkVerified(chunk, Source.ORIGIN, pin(chunk)), 0.0)
+    drawn._backlog.add(Chunk(CHUNKS))  # one more than may wait
+    assert drawn.wanted_leases == 0
+    drawn.handle(ev.PeerHas(node("a"), ((0, pin(0)),)), 0.0)
+    assert drawn.wanted_leases == Limits().origin_fetches, "it went on"
+    drawn._backlog.add(Chunk(CHUNKS + 1))
+    assert drawn.wanted_leases == 0
+    drawn.handle(ev.PeerLost(node("a")), 0.0)
+    assert drawn.wanted_leases == Limits().origin_fetches, "nobody waits for it"
 
 
 def test_a_busy_peer_is_left_alone_until_it_said():

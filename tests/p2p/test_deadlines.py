@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tracker.deadlines import Deadlines
+from p2p.deadlines import Deadlines
 
 KEYS = st.integers(0, 5)
 

@@ -1,4 +1,5 @@
-"""Many deadlines that are put off again and again: leases by progress, nodes by heartbeats. Pure.
+"""Many deadlines, also such as are put off again and again: leases by progress, nodes by
+heartbeats. Pure.
 
 A heap that is lazy: putting a deadline off writes one number, and the heap learns of it when the
 old one comes to its top. So an entry is touched once for each time that its old deadline passes,
@@ -25,6 +26,9 @@ class Deadlines(Generic[Key]):
 
     def __len__(self) -> int:
         return len(self._at)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._at
 
     def set(self, key: Key, at: float) -> None:
         """From now on this is its deadline."""
