@@ -56,6 +56,11 @@ class Downlink:
         self._begin_s = 0.0
         self._window, self._turns = Window(sock), Turns()
 
+    @property
+    def busy_socket(self) -> socket.socket | None:
+        """The connection, if something is asked on it."""
+        return self._sock if self._asked else None
+
     def ask(self, job: jobs.AskJob) -> None:
         """Send a request; what comes of it is reported.
 

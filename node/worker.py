@@ -26,6 +26,7 @@ from node.permits import Permits
 from node.pinning import pin_near
 from node.throttle import DOWNLOAD, UPLOAD, Meter, Throttle
 from node.uplink import Served, Uplink
+from node.windows import Windows
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
 from p2p.errors import P2PError, RemoteProtocolError, UsageError
@@ -83,6 +84,7 @@ class Worker:
         self._upload, self._download = Throttle(meter, UPLOAD), Throttle(meter, DOWNLOAD)
         self._downlinks: dict[int, Downlink] = {}
         self._scopes: dict[int, tuple[bytes, trio.CancelScope]] = {}
+        self._windows = Windows()
         self._last: jobs.Figures | None = None
 
     def _send(self, report: jobs.Report) -> None:
@@ -277,6 +279,10 @@ class Worker:
     async def _report_figures(self) -> None:
         while True:
             self.send_figures()
+            busy = [downlink.busy_socket for downlink in self._downlinks.values()]
+            received = sum(one.bytes for one, _ in self._links.values()) + self._fetched.bytes
+            now = trio.current_time()
+            self._windows.fit([sock for sock in busy if sock is not None], received, now)
             await trio.sleep(self._settings.figures_s)
 
     def send_figures(self) -> None:
