@@ -69,7 +69,7 @@ def case_of(
     kills: tuple[float, ...], queue: int, congestion: str,
 ) -> "Case":  # fmt: skip
     """The run that these options mean; leaves with one line if they mean none."""
-    from p2p.errors import UsageError
+    from p2p.errors import P2PError, UsageError
     from p2p.manifest import check_sizes
     from p2p.units import MIB, parse_rate, parse_size
     from simulations.case import Case, parse_share
@@ -86,7 +86,7 @@ def case_of(
             parse_share(slow, nodes), slow_rate / 100, stagger,
             tuple(sorted(part / 100 for part in kills)), queue_ms=queue, congestion=congestion,
         )  # fmt: skip
-    except UsageError as error:
+    except P2PError as error:
         sys.exit(str(error))
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -24,6 +24,7 @@ from node.statemap import BODY
 from simulations.case import Case, burst_bytes, reader_stall_s
 from simulations.netns import Host, Net, NetError, sh, why_not
 from simulations.nginx import config_text, program
+from simulations.result import NodeResult, Result, origin_figures
 
 TOKEN = "netlab"  # needed beyond loopback; these links lead nowhere
 ORIGIN_IP, TRACKER_IP = "10.78.0.1", "10.78.0.2"
@@ -40,70 +41,6 @@ while True:
     print(time.time(), row.split(":")[1].split()[8], flush=True)
     time.sleep(0.02)
 """
-
-
-@dataclass(slots=True)
-class NodeResult:
-    """One node's run; None for what a killed node did not live to say.
-
-    Attributes:
-      seconds: from its start to its last byte.
-      cpu_s: of all its processes from the first lease on.
-      stall_s: how long a reader waits that reads in file order at the link's rate.
-    """
-
-    ip: str
-    up_mbit: float
-    killed_at: float | None = None
-    seconds: float | None = None
-    cpu_s: float = 0.0
-    start_cpu_s: float = 0.0
-    stall_s: float | None = None
-    origin_bytes: int = 0
-    peer_bytes: int = 0
-    served_bytes: int = 0
-    duplicate_bytes: int = 0
-
-
-@dataclass(slots=True)
-class Result:
-    """One run."""
-
-    case: Case
-    bound_s: float
-    nodes: list[NodeResult]
-    origin_bytes: int
-    origin_busy: float
-    """share of the time from its first to its last byte in which the origin's link was sending"""
-    tail_s: float
-    """from the origin's last byte to the slowest node's last byte"""
-    tracker_cpu_s: float
-    nginx_cpu_s: float
-
-    @property
-    def times(self) -> list[float]:
-        """Of the nodes that were to end."""
-        return [node.seconds for node in self.nodes if node.seconds is not None]
-
-    def figures(self) -> dict[str, float]:
-        """What is compared: times over the bound, the origin's ratio, CPU and stalls."""
-        times, done = self.times, [node for node in self.nodes if node.seconds is not None]
-        return {
-            "mean": sum(times) / len(times) / self.bound_s,
-            "slowest": max(times) / self.bound_s,
-            "origin": self.origin_bytes / self.case.size,
-            "origin_busy": self.origin_busy,
-            "tail_s": self.tail_s,
-            "cpu_s": sum(node.cpu_s for node in done) / len(done),
-            "cpu_share": sum(node.cpu_s for node in self.nodes)
-            / (max(times) * (os.cpu_count() or 1)),
-            "stall_s": sum(node.stall_s or 0.0 for node in done) / len(done),
-            "stall_most_s": max(node.stall_s or 0.0 for node in done),
-        }
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything."""
-        return {**asdict(self), "figures": self.figures()}
 
 
 def cpu_s(pid: int) -> float:
@@ -236,26 +173,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class OriginFigures:
-    """What the origin's interface counted; `busy` is as in `Result`."""
-
-    bytes: int
-    busy: float
-    last_at: float
-
-
-def origin_figures(sent: Path, case: Case) -> OriginFigures:
-    """Read a sampler's log. The first and last 20 kB are greetings and farewells."""
-    rows = [line.split() for line in sent.read_text().splitlines()]
-    samples = [(float(row[0]), int(row[1])) for row in rows if len(row) == 2]
-    first, last = samples[0][1], samples[-1][1]
-    begins = max(at for at, count in samples if count <= first + 20_000)
-    ends = min(at for at, count in samples if count >= last - 20_000)
-    busy = (last - first) * 8e-6 / case.origin_mbit / max(ends - begins, 1e-9)
-    return OriginFigures(last - first, busy, ends)
-
-
 class Run:
     """One run of our own programs in a lab."""
 
@@ -294,21 +211,21 @@ class Run:
         )  # fmt: skip
         wait_for(lambda: log.exists() and "tracker: nodes" in log.read_text(), "the tracker",
                  tracker, log)  # fmt: skip
-        begin = time.monotonic()
-        for node in self._nodes:
-            if case.stagger_s:
-                due = begin + case.stagger_s * node.number / max(1, case.nodes - 1)
-                time.sleep(max(0.0, due - time.monotonic()))
-            self._start_node(node)
-        self._watch(begin + READY_S + case.stagger_s + case.bound_s * PATIENCE)
+        self._watch(time.monotonic())
         servers = cpu_s(tracker.pid), cpu_s(nginx.pid)
         return self._result(sent, *servers)
 
-    def _watch(self, end: float) -> None:
-        """Sample every node until all have ended; kill the victims when their time has come."""
-        running = list(self._nodes)
+    def _watch(self, begin: float) -> None:
+        """Start every node in its turn and sample it until its end; kill the victims when their
+        time has come."""
+        case, waiting, running = self._case, list(self._nodes), list[_Node]()
+        step_s = case.stagger_s / max(1, case.nodes - 1)
+        end = begin + READY_S + case.stagger_s + case.bound_s * PATIENCE
         started = False
-        while running:
+        while waiting or running:
+            while waiting and time.monotonic() >= begin + step_s * waiting[0].number:
+                running.append(waiting.pop(0))
+                self._start_node(running[-1])
             now = time.time()
             for node in list(running):
                 front, there = node.front(self._blocks)

@@ -15,11 +15,11 @@ from simulations.netlab import (
     PATIENCE,
     READY_S,
     Netlab,
-    origin_figures,
     sha256,
     wait_for,
 )
 from simulations.netns import NetError
+from simulations.result import origin_figures
 
 # One process a node. It says "ready", waits for a line, and says when it has everything; then it
 # seeds until it is killed. `tuned`: every knob that helps a swarm on one fast network.

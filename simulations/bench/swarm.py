@@ -27,9 +27,10 @@ from simulations.bench.processes import (
     write_json,
 )
 from simulations.case import Case
-from simulations.netlab import Netlab, Result, laid, run
+from simulations.netlab import Netlab, laid, run
 from simulations.netns import NetError
 from simulations.others import aria2c, libtorrent
+from simulations.result import Result
 
 COLUMNS = (
     ("mean", "mean / bound", "{:.3f}"),
