@@ -275,6 +275,9 @@ async def _head(wire: Wire, connection: h11.Connection, stall_s: float) -> h11.R
         if event is h11.NEED_DATA:
             await _more(wire, connection, stall_s)
         elif isinstance(event, h11.Response):
+            if not event.http_version.startswith(b"1."):
+                version = event.http_version.decode()
+                raise h11.RemoteProtocolError(f"the server speaks HTTP/{version}")
             return event
         elif isinstance(event, h11.InformationalResponse):
             interim += 1

@@ -142,6 +142,13 @@ def test_only_the_right_headers_in_any_order_make_a_body(status, headers, body):
         assert got.keep_alive == ((b"Connection", b"close") not in headers)
 
 
+@pytest.mark.parametrize("version", [b"0.9", b"0.1", b"2.0"])
+def test_another_major_version_of_http_is_refused_by_name(version):
+    good = response(b"206 Partial Content", RIGHT)
+    got = answer_to(good.replace(b"HTTP/1.1", b"HTTP/" + version, 1))
+    assert f"the server speaks HTTP/{version.decode()}" in str(got)
+
+
 @given(st.data())
 @settings(max_examples=600, deadline=None)
 def test_bytes_changed_anywhere_in_a_head_are_refused_or_mean_the_same(data):
