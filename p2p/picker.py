@@ -208,7 +208,7 @@ class Picker:
         if not best:
             return None
         chunk = self._rng.choice(best)
-        able = self._named((holders[chunk] | complete) & ready)
+        able = self.able(chunk)
         least = min(self._load[self._slots[peer]] for peer in able)
         idle = [peer for peer in able if self._load[self._slots[peer]] == least]
         return chunk, self._rng.choice(idle)

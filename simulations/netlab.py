@@ -11,18 +11,20 @@ have read is seen in the nodes' state maps.
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
 from node.statemap import BODY
+from simulations.bench.processes import cpu_s
 from simulations.case import Case, burst_bytes, reader_stall_s
-from simulations.netns import Host, Net, NetError, sh, why_not
+from simulations.netns import Host, Net, NetError, why_not
 from simulations.nginx import config_text, program
 from simulations.result import NodeResult, Result, origin_figures
 
@@ -43,19 +45,6 @@ while True:
 """
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and its descendants so far, to a clock tick."""
-    total, pids = 0, [pid]
-    while pids:
-        one = pids.pop()
-        with suppress(OSError, IndexError):
-            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-            for children in Path(f"/proc/{one}/task").glob("*/children"):
-                pids += map(int, children.read_text().split())
-    return total / os.sysconf("SC_CLK_TCK")
-
-
 @dataclass(slots=True)
 class _Node:
     """A node while it runs."""
@@ -69,6 +58,11 @@ class _Node:
     cpu_s: float = 0.0
     samples: list[tuple[float, int]] = field(default_factory=list)
     killed_at: float | None = None
+
+    def close(self) -> None:
+        """Let go of the state map."""
+        if self.state is not None:
+            os.close(self.state)
 
     def front(self, blocks: int) -> tuple[int, int]:
         """How many blocks are there, from the front on and in all."""
@@ -211,7 +205,11 @@ class Run:
         )  # fmt: skip
         wait_for(lambda: log.exists() and "tracker: nodes" in log.read_text(), "the tracker",
                  tracker, log)  # fmt: skip
-        self._watch(time.monotonic())
+        try:
+            self._watch(time.monotonic())
+        finally:
+            for node in self._nodes:
+                node.close()
         servers = cpu_s(tracker.pid), cpu_s(nginx.pid)
         return self._result(sent, *servers)
 
@@ -250,9 +248,7 @@ class Run:
         assert node.process is not None
         node.killed_at = now
         node.cpu_s = cpu_s(node.process.pid) - node.start_cpu_s
-        for pid in sh("ip", "netns", "pids", node.host.name).split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), 9)
+        os.killpg(node.process.pid, signal.SIGKILL)
         node.process.wait()
 
     def _ended(self, node: _Node) -> bool:

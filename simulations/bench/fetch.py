@@ -172,7 +172,7 @@ class Comparison:
 
     def _one(self, name: str, url: str, to: Path) -> Run:
         if name == OURS:
-            with tracker() as address:
+            with tracker() as (_, address):
                 usage = timed(name, node_command(address, self._workers, url, to), self._size)
             run = with_report(usage, json.loads((to / "report.json").read_text()))
             compare(name, self._source, to / "model" / KEY)

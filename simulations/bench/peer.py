@@ -164,7 +164,7 @@ class Comparison:
 
     def start(self, stack: ExitStack) -> None:
         """A tracker, and a seeder of each model."""
-        self._address = stack.enter_context(tracker())
+        _, self._address = stack.enter_context(tracker())
         for source in self._sources:
             to = self._folder / f"seeder-{source.stem}"
             to.mkdir()

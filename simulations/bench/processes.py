@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -65,16 +65,21 @@ def started(command: list[str], stdout: int) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def tracker() -> Iterator[str]:
-    """A tracker of its own, which is not counted; gives its address."""
-    command = [sys.executable, "-m", "tracker", "serve", "--listen", "127.0.0.1:0", "--http", "off"]
+def tracker(*options: str) -> Iterator[tuple[int, str]]:
+    """A tracker of its own; gives its process id and address.
+
+    Raises:
+      SystemExit: it did not start.
+    """
+    command = [sys.executable, "-m", "tracker", "serve", "--listen", "127.0.0.1:0",
+               "--http", "off", *options]  # fmt: skip
     with started(command, subprocess.PIPE) as process:
         assert process.stdout is not None
         readable, _, _ = select.select([process.stdout], [], [], START_S)
         line = process.stdout.readline() if readable else ""
         if not line.startswith("tracker: nodes at "):
             raise SystemExit("the tracker did not start")
-        yield line.split()[3].rstrip(",")
+        yield process.pid, line.split()[3].rstrip(",")
 
 
 def timed(name: str, command: list[str], size: int) -> Usage:
@@ -115,16 +120,17 @@ def wait_for(path: Path, process: subprocess.Popen[str], size: int) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of a live process and its live children so far, to a clock tick (10 ms)."""
-    ticks = 0
-    children = [  # of whichever of its threads started them
-        child
-        for path in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in path.read_text().split()
-    ]
-    for one in (pid, *children):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
+    """CPU seconds of a process and its descendants so far, to a clock tick (10 ms). What has ended
+    counts as nothing."""
+    ticks, pids = 0, [pid]
+    while pids:
+        one = pids.pop()
+        with suppress(OSError):
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+            # of whichever of its threads started them
+            for path in Path(f"/proc/{one}/task").glob("*/children"):
+                pids += map(int, path.read_text().split())
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -13,9 +13,6 @@ Node: with P peers, every chunk is told by each of them once (`PeerHas`, batched
 peers do), asked of one and verified. Events a chunk grow with the peers, one a batch and peer.
 """
 
-import json
-import os
-import platform
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from rich.console import Console
 from rich.table import Table
 
 from p2p import events as ev
@@ -34,11 +30,10 @@ from p2p.ids import Chunk, NodeId
 from p2p.manifest import Manifest
 from p2p.swarm import Limits, Swarm
 from simulations.bench.crowd import CRC, LEASES, manifest_of
+from simulations.bench.processes import console, machine, show_machine, write_json
 from tracker.assignment import MOST
 from tracker.model import LOST_GRACE_S, Model, Sends
 from tracker.view import model_status
-
-console = Console()
 
 LEASES_S = 256  # of the swarm, or as many as last
 BATCH = 16  # chunks that a peer tells at once: 50 ms at 320 chunks a second
@@ -231,12 +226,12 @@ def measure(
     json_file: Path | None,
 ) -> None:  # fmt: skip
     """Print the figures, and write them if a file is named."""
+    host = machine()
     tracker = [tracker_costs(n, c, events) for n in nodes for c in chunks]
     loading = [node_costs(p, c, events) for p in peers for c in chunks]
     result = {
         "bench": "scale", "tracker_us": tracker, "node_us": loading, "most_peers": MOST,
-        "machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0],
-        "python": platform.python_version(), "kernel": platform.release(),
+        **host,
         "command": " ".join([
             "python -m simulations bench scale",
             *(f"--nodes {n}" for n in nodes), *(f"--peers {p}" for p in peers),
@@ -246,9 +241,5 @@ def measure(
     show("the tracker's core: microseconds an event", tracker)
     show("a node's core: microseconds an event", loading)
     console.print(f"a node has at most {MOST} peers, whatever the number of nodes")
-    console.print(
-        f"{result['machine']}, {result['cores']} cores, python {result['python']}, "
-        f"Linux {result['kernel']}; repeat: {result['command']}", soft_wrap=True,
-    )  # fmt: skip
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    show_machine(result)
+    write_json(result, json_file)

@@ -6,56 +6,27 @@ it reports a chunk to the moment that it has read its next lease, so this proces
 in it; its share of a core is shown beside the tracker's.
 """
 
-import json
-import os
-import platform
-import select
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from p2p.units import parse_address
 from simulations.bench.crowd import LEASES, Crowd, Load
-from simulations.bench.processes import START_S, started
-
-console = Console()
+from simulations.bench.processes import (
+    console,
+    cpu_s,
+    machine,
+    tracker,
+    write_json,
+)
 
 MB = 1e6
 GOALS = {"cpu_share": 0.5, "rss_mb": 300.0, "latency_p99_ms": 50.0}  # at 1,000 nodes
-
-
-@contextmanager
-def serving(start_with: int) -> Iterator[tuple[int, tuple[str, int]]]:
-    """A tracker; gives its process id and address.
-
-    Raises:
-      SystemExit: it did not start.
-    """
-    command = [sys.executable, "-m", "tracker", "serve", "--listen", "127.0.0.1:0",
-               "--http", "off", "--start-with", str(start_with)]  # fmt: skip
-    with started(command, subprocess.PIPE) as process:
-        assert process.stdout is not None
-        readable, _, _ = select.select([process.stdout], [], [], START_S)
-        line = process.stdout.readline() if readable else ""
-        if not line.startswith("tracker: nodes at "):
-            raise SystemExit("the tracker did not start")
-        yield process.pid, parse_address(line.split()[3].rstrip(","))
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process so far."""
-    words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mb(pid: int, field: str) -> float:
@@ -66,8 +37,8 @@ def memory_mb(pid: int, field: str) -> float:
 
 def run(load: Load, seconds: float, warm_up_s: float) -> dict[str, Any]:
     """One tracker, one crowd; the figures of `seconds` after the warm-up."""
-    with serving(load.nodes) as (pid, address):
-        crowd = Crowd(address, load, Random(1))
+    with tracker("--start-with", str(load.nodes)) as (pid, address):
+        crowd = Crowd(parse_address(address), load, Random(1))
         join_s = crowd.join()
         join_cpu_s = cpu_s(pid)
         crowd.run(warm_up_s)
@@ -139,15 +110,13 @@ def measure(load: Load, seconds: float, warm_up_s: float, json_file: Path | None
     needed = load.leases_s * (seconds + warm_up_s) + load.nodes * LEASES
     if needed > load.chunks:
         raise SystemExit(f"{load.chunks} chunks do not last: give fewer --seconds or more --chunks")
-    before = os.getloadavg()[0]
+    host = machine()
     result = {
-        "bench": "tracker", "machine": platform.machine(), "cores": os.cpu_count(),
-        "python": platform.python_version(), "kernel": platform.release(), "load_before": before,
+        "bench": "tracker", **host, "load_before": host["load"],
         "command": f"python -m simulations bench tracker --nodes {load.nodes} "
         f"--seconds {seconds:g} --warm-up {warm_up_s:g} --leases {load.leases_s:g} "
         f"--heartbeat {load.heartbeat_s:g} --chunks {load.chunks}",
         **run(load, seconds, warm_up_s),
     }  # fmt: skip
     show(result)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(result, json_file)

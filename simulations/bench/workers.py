@@ -83,7 +83,7 @@ class Moving:
         to.mkdir()
         try:
             with (
-                tracker() as address,
+                tracker() as (_, address),
                 seeder(address, source, self._seeder(size), workers, size) as pid,
             ):
                 usage, served_s, own_s = download(address, source, to, workers, pid)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 import trio.testing
+from support.tcp import pair
 
 from node.sockets import FAST_BYTES, FAST_BYTES_S, TURN_BYTES, Turns, Window, receive_exactly
 from p2p.units import KIB
@@ -14,13 +15,8 @@ from p2p.units import KIB
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     """A TCP connection on loopback, both ends non-blocking."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        one = socket.create_connection(listener.getsockname())
-        other, _ = listener.accept()
-    with one, other:
-        one.setblocking(False)
-        other.setblocking(False)
-        yield one, other
+    with pair() as both:
+        yield both
 
 
 def buffer_bytes(sock: socket.socket) -> int:

@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
 import trio
 import trio.testing
+from support.tcp import pair
 from support.windows import Seen
 
 from node.sockets import receive_into, send_file
@@ -21,18 +22,6 @@ from node.throttle import DOWNLOAD, UPLOAD, Meter, Throttle
 
 RATE = 2_500_000  # 20 Mbit/s
 KIB = 1024
-
-
-@contextmanager
-def pair():
-    """Two connected, non-blocking TCP sockets."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        one = socket.create_connection(listener.getsockname())
-        other, _ = listener.accept()
-    with one, other:
-        one.setblocking(False)
-        other.setblocking(False)
-        yield one, other
 
 
 async def flood(sock: socket.socket) -> None:
