@@ -1,5 +1,6 @@
 """Requests to one peer on one data connection, block by block into the store."""
 
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -9,11 +10,20 @@ import trio
 
 from node import jobs
 from node.chunks import ChunkMismatch, Chunks, Sink
-from node.sockets import Turns, Window, receive_exactly, receive_into
+from node.polled import Polled
+from node.sockets import (
+    LOW_WATER_BYTES,
+    TURN_BYTES,
+    EndOfStream,
+    Window,
+    readable_bytes,
+    set_low_water,
+)
 from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import Flag, Header, Kind
-from p2p.errors import RemoteProtocolError, StoreError, StoreFull
+from p2p.errors import RemoteProtocolError, StoreFull
+from p2p.poller import READABLE
 
 
 @dataclass(slots=True)
@@ -24,7 +34,7 @@ class Received:
     duplicate_bytes: int = 0
 
 
-class Downlink:
+class Downlink(Polled):
     """One data connection that we dialled.
 
     Args:
@@ -43,7 +53,7 @@ class Downlink:
         stall_s: float,
         throttle: Throttle,
     ) -> None:
-        self._sock = sock
+        super().__init__(sock)
         self._chunks = chunks
         self._received = received
         self._report = report
@@ -51,10 +61,16 @@ class Downlink:
         self._stall_s = stall_s
         self._throttle = throttle
         self._asked: deque[jobs.AskJob] = deque()
-        self._more = trio.Event()
+        self._head = bytearray()
+        """what has come of a header and the digests behind it"""
+        self._header: Header | None = None
+        """of the block that is coming"""
+        self._left = 0
+        """bytes of its payload that are still to come"""
+        self._low_water = 1
         self._sink: Sink | None = None
-        self._begin_s = 0.0
-        self._window, self._turns = Window(sock), Turns()
+        self._begin_s = self._heard_s = 0.0
+        self._window = Window(sock)
 
     @property
     def busy_socket(self) -> socket.socket | None:
@@ -77,10 +93,11 @@ class Downlink:
             self._end(job, "no_space", str(error))
             return
         frame = Header(Kind.REQUEST, job.request, job.chunk, start, end - start)
+        if not self._asked:
+            self._heard_s = trio.current_time()
         self._asked.append(job)
         if self._sock.send(frame.encode()) != dataframe.HEADER_BYTES:
             raise OSError(0, "the peer takes no requests")
-        self._more.set()
 
     def cancel(self, request: int) -> bool:
         """Ask the peer to stop; the answer still comes. False if it is not ours."""
@@ -95,6 +112,15 @@ class Downlink:
         while self._asked:
             self._end(self._asked.popleft(), "failed", text)
 
+    def check(self, now: float) -> None:
+        """Give the peer up if it lets us wait too long."""
+        patience_s = self._stall_s if self._header is not None else self._first_byte_s
+        if self._paced or not self._asked or now - self._heard_s < patience_s:
+            return
+        self._guard(self._readable)  # a slow link may have brought some, below the mark
+        if now - self._heard_s >= patience_s:
+            self._fail(trio.TooSlowError())
+
     def _end(self, job: jobs.AskJob, why: str, text: str, retry_after_s: float = 0.0) -> None:
         self._report(jobs.AskEnded(job.request, job.chunk, why, retry_after_s, text))
 
@@ -102,39 +128,134 @@ class Downlink:
         digests = self._chunks.digests(job.chunk)
         self._report(jobs.Got(job.chunk, "peer", job.request, job.pin, digests, b""))
 
-    async def run(self) -> None:
-        """Take answers until the connection ends.
+    # -- reading ----------------------------------------------------------------------------------
 
-        Raises:
-          OSError, trio.TooSlowError, RemoteProtocolError, ChunkMismatch, StoreError
-        """
-        while True:
-            while not self._asked:
-                self._more = trio.Event()
-                with trio.CancelScope() as idle:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._watch_end, idle)
-                        await self._more.wait()
-                        nursery.cancel_scope.cancel()
-            header = await self._header()
-            job = self._asked[0]
-            if header.request != job.request or header.chunk != job.chunk:
-                raise RemoteProtocolError(f"an answer to request {header.request} is out of order")
-            if header.kind is Kind.DATA:
-                await self._data(job, header)
+    def _readable(self) -> None:
+        """Take what is there, up to a turn's worth."""
+        turn = TURN_BYTES
+        while turn > 0:
+            if self._header is None:
+                if not self._read_head():
+                    return
+            elif self._throttle.pacer is not None:
+                self._read_with_leave(self._throttle.pacer.slice_bytes)
+                return
             else:
-                self._asked.popleft()
-                self._answered(job, header)
+                room = len(self._room())
+                count = self._read_payload(room)
+                if count < room and self._header is not None:  # that was all for now
+                    self._mark(min(LOW_WATER_BYTES, self._left))
+                    return
+                turn -= count
 
-    async def _watch_end(self, idle: trio.CancelScope) -> None:
-        """Notice that the peer closes a connection on which nothing is asked."""
-        await trio.lowlevel.wait_readable(self._sock)
-        if not self._asked and not self._sock.recv(1, socket.MSG_PEEK):
-            raise OSError(0, "closed by the peer")
+    def _read_with_leave(self, slice_bytes: int) -> None:
+        """Ask for leave once there is something to read."""
+        with contextlib.suppress(BlockingIOError):
+            if not self._sock.recv(1, socket.MSG_PEEK):
+                raise EndOfStream
+            self._let_pace()
+            return
+        self._mark(min(LOW_WATER_BYTES, self._left, slice_bytes))
 
-    async def _header(self) -> Header:
-        data = await receive_exactly(self._sock, dataframe.HEADER_BYTES, self._first_byte_s)
-        return dataframe.decode(data, dataframe.DOWNWARD)
+    def _mark(self, low_water: int) -> None:
+        """Do not wake us for less."""
+        if low_water != self._low_water:
+            set_low_water(self._sock, low_water)
+            self._low_water = low_water
+
+    def _read_head(self) -> bool:
+        """Read on in a header, and in the digests behind it; True when they are whole."""
+        size = dataframe.HEADER_BYTES
+        while True:
+            if len(self._head) >= dataframe.HEADER_BYTES:
+                header = dataframe.decode(self._head[: dataframe.HEADER_BYTES], dataframe.DOWNWARD)
+                size = dataframe.HEADER_BYTES + header.digests
+                if len(self._head) == size:
+                    digests = bytes(self._head[dataframe.HEADER_BYTES :])
+                    self._head.clear()
+                    self._take(header, digests)
+                    return True
+            try:
+                data = self._sock.recv(size - len(self._head))
+            except BlockingIOError:
+                return False
+            if not data:
+                raise EndOfStream if self._asked else OSError(0, "closed by the peer")
+            self._head += data
+            self._heard_s = trio.current_time()
+
+    def _take(self, header: Header, digests: bytes) -> None:
+        job = self._asked[0] if self._asked else None
+        if job is None or header.request != job.request or header.chunk != job.chunk:
+            raise RemoteProtocolError(f"an answer to request {header.request} is out of order")
+        if header.kind is not Kind.DATA:
+            self._asked.popleft()
+            self._answered(job, header)
+            return
+        if self._sink is None:
+            self._begin_s = self._heard_s
+            self._sink = Sink(self._chunks, job.chunk, job.pin)
+            if self._chunks.manifest.block_count(job.chunk) > 1:
+                if not header.flags & Flag.DIGESTS:
+                    raise RemoteProtocolError("a chunk of several blocks came without digests")
+                self._expect(job, self._sink, digests)
+        sink = self._sink
+        if header.offset != sink.position or header.offset + header.length > sink.end:
+            raise RemoteProtocolError(f"data for bytes {header.offset} came at {sink.position}")
+        self._header, self._left = header, header.length
+        if not header.length:
+            self._block_came(header)
+
+    def _room(self) -> memoryview:
+        assert self._sink is not None
+        return self._sink.window()[: self._left]
+
+    def _read_payload(self, most: int) -> int:
+        """Read at most so many bytes of payload; 0: none are there."""
+        assert self._sink is not None
+        assert self._header is not None
+        try:
+            count = self._sock.recv_into(self._room(), most)
+        except BlockingIOError:
+            return 0
+        if not count:
+            raise EndOfStream
+        self._heard_s = trio.current_time()
+        self._received.bytes += count
+        self._left -= count
+        try:
+            self._sink.advance(count)
+        except (ChunkMismatch, StoreFull) as error:
+            self._refuse(self._asked[0], error)
+            raise
+        if not self._left:
+            self._block_came(self._header)
+        return count
+
+    def _block_came(self, header: Header) -> None:
+        self._header = None
+        self._mark(1)  # a header is shorter than any mark
+        if header.flags & Flag.LAST:
+            self._done(self._asked.popleft(), header.status)
+
+    async def _pace(self) -> None:
+        """Read as much as the limit allows: nothing is granted that does not move at once.
+
+        What is not read fills the kernel's buffer, and TCP slows the sender down.
+        """
+        pacer = self._throttle.pacer
+        size = min(len(self._room()), readable_bytes(self._sock))
+        size = min(size, pacer.slice_bytes) if pacer is not None else size
+        self._read_payload(await self._throttle.take(size))
+        self._heard_s = trio.current_time()  # waiting for a turn is no time-out
+
+    def _wanted(self) -> int:
+        return READABLE
+
+    def _writable(self) -> None:
+        """Requests are small: nobody waits for room."""
+
+    # -- answers ----------------------------------------------------------------------------------
 
     def _answered(self, job: jobs.AskJob, header: Header) -> None:
         if header.kind is Kind.BUSY:
@@ -142,47 +263,22 @@ class Downlink:
         elif header.kind is Kind.NOT_HAVE:
             self._end(job, "not_have", "the peer has not got it")
         else:
-            sink = self._sink
-            complete = sink is not None and sink.complete
-            if sink is not None:
-                seconds = trio.current_time() - self._begin_s
-                self._window.came(sink.position - sink.start, seconds)
-            self._close_sink()
-            if complete and self._chunks.missing_range(job.chunk) == (0, 0):
-                self._got(job)
-            else:
-                self._end(job, "failed", f"the answer ended with status {header.status}")
+            self._done(job, header.status)
 
-    async def _data(self, job: jobs.AskJob, header: Header) -> None:
-        """One block's frame."""
-        digests = await receive_exactly(self._sock, header.digests, self._stall_s)
-        if self._sink is None:
-            self._begin_s = trio.current_time()
-            self._sink = Sink(self._chunks, job.chunk, job.pin)
-            if self._chunks.manifest.block_count(job.chunk) > 1:
-                if not header.flags & Flag.DIGESTS:
-                    raise RemoteProtocolError("a chunk of several blocks came without digests")
-                self._expect(job, digests)
+    def _done(self, job: jobs.AskJob, status: int) -> None:
         sink = self._sink
-        if header.offset != sink.position or header.offset + header.length > sink.end:
-            raise RemoteProtocolError(f"data for bytes {header.offset} came at {sink.position}")
-        left = header.length
-        while left:
-            window = sink.window()[:left]
-            count = await receive_into(self._sock, window, self._stall_s, self._throttle)
-            self._received.bytes += count
-            left -= count
-            try:
-                sink.advance(count)
-            except (ChunkMismatch, StoreFull) as error:
-                self._refuse(job, error)
-                raise
-            await self._turns.moved(count)
+        complete = sink is not None and sink.complete
+        if sink is not None:
+            self._window.came(sink.position - sink.start, trio.current_time() - self._begin_s)
+        self._close_sink()
+        if complete and self._chunks.missing_range(job.chunk) == (0, 0):
+            self._got(job)
+        else:
+            self._end(job, "failed", f"the answer ended with status {status}")
 
-    def _expect(self, job: jobs.AskJob, digests: bytes) -> None:
-        assert self._sink is not None
+    def _expect(self, job: jobs.AskJob, sink: Sink, digests: bytes) -> None:
         try:
-            self._sink.expect(digests)
+            sink.expect(digests)
         except ChunkMismatch as error:
             self._refuse(job, error)
             raise
@@ -196,6 +292,3 @@ class Downlink:
             self._received.duplicate_bytes += self._sink.duplicate_bytes
             self._sink.close()
             self._sink = None
-
-
-FAILURES = (OSError, trio.TooSlowError, RemoteProtocolError, ChunkMismatch, StoreError)

@@ -11,7 +11,6 @@ reader lags.
 
 import contextlib
 import fcntl
-import os
 import socket
 import struct
 import termios
@@ -64,7 +63,12 @@ class Window:
         self.wide = True
         # the one way to grow the buffer that does not end the kernel's own tuning of it
         for mark in (WIDE_BYTES, 1):  # and never leave it high: a short tail would not wake us
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
+            set_low_water(self._sock, mark)
+
+
+def set_low_water(sock: socket.socket, count: int) -> None:
+    """The socket is readable from so many bytes on (or at the end of the stream)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
 
 async def wait_low_water(sock: socket.socket, remaining: int, timeout_s: float) -> None:
@@ -73,15 +77,14 @@ async def wait_low_water(sock: socket.socket, remaining: int, timeout_s: float) 
     Raises:
       trio.TooSlowError: not one byte came in time.
     """
-    mark = min(LOW_WATER_BYTES, remaining)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
+    set_low_water(sock, min(LOW_WATER_BYTES, remaining))
     try:
         with trio.move_on_after(timeout_s):
             await trio.lowlevel.wait_readable(sock)
             return
     finally:
         with contextlib.suppress(OSError):  # the socket may be closed by now
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            set_low_water(sock, 1)
     try:  # a slow link may have brought some, below the mark
         if not sock.recv(1, socket.MSG_PEEK):
             raise EndOfStream
@@ -119,13 +122,14 @@ async def _receive_turn(
     """
     if throttle.pacer is not None:
         size = min(size, throttle.pacer.slice_bytes)
-    if (there := _readable_bytes(sock)) < size:
+    if (there := readable_bytes(sock)) < size:
         await wait_low_water(sock, size, timeout_s)
-        there = _readable_bytes(sock)
+        there = readable_bytes(sock)
     return await throttle.take(min(size, max(there, 1)))  # at the end of a stream there are none
 
 
-def _readable_bytes(sock: socket.socket) -> int:
+def readable_bytes(sock: socket.socket) -> int:
+    """What could be read now."""
     (count,) = struct.unpack("=i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
     return int(count)
 
@@ -156,36 +160,3 @@ async def send_all(sock: socket.socket, data: bytes, timeout_s: float, flags: in
         except BlockingIOError:
             with trio.fail_after(timeout_s):
                 await trio.lowlevel.wait_writable(sock)
-
-
-async def send_file(
-    sock: socket.socket,
-    descriptor: int,
-    offset: int,
-    count: int,
-    timeout_s: float,
-    throttle: Throttle | None = None,
-) -> None:
-    """A range of a file, without a copy in this process. Waiting for a turn is no time-out.
-
-    Raises:
-      OSError, trio.TooSlowError, EndOfStream: the file is shorter than it was.
-    """
-    granted = 0
-    while count:
-        size = count
-        if throttle is not None and throttle.pacer is not None:
-            if not granted:
-                with trio.fail_after(timeout_s):
-                    await trio.lowlevel.wait_writable(sock)
-                granted = await throttle.take(count)
-            size = granted
-        try:
-            sent = os.sendfile(sock.fileno(), descriptor, offset, size)
-        except BlockingIOError:
-            with trio.fail_after(timeout_s):
-                await trio.lowlevel.wait_writable(sock)
-            continue
-        if not sent:
-            raise EndOfStream
-        offset, count, granted = offset + sent, count - sent, max(0, granted - sent)

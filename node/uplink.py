@@ -9,16 +9,19 @@ from dataclasses import dataclass
 import trio
 
 from node.chunks import Chunks
-from node.sockets import EndOfStream, Turns, receive_exactly, send_all, send_file
+from node.polled import Polled
+from node.sockets import TURN_BYTES, EndOfStream
 from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import EndStatus, Flag, Header, Kind
 from p2p.errors import RemoteProtocolError
+from p2p.poller import READABLE, WRITABLE
 from p2p.slots import UploadSlots
 
 log = logging.getLogger(__name__)
 
 QUEUE = 4  # requests behind the one being sent; more is refused at once
+READ_BYTES = 128 * dataframe.HEADER_BYTES
 
 
 @dataclass(slots=True)
@@ -28,7 +31,26 @@ class Served:
     bytes: int = 0
 
 
-class Uplink:
+@dataclass(slots=True)
+class _Transfer:
+    """The answer that is being sent."""
+
+    header: Header
+    at: int
+    """in the chunk, of the next block"""
+    begin_s: float
+    file: int = 0
+    offset: int = 0
+    """in the file, of the next byte of the block under way"""
+    left: int = 0
+    """bytes of it that are still to be sent"""
+
+    @property
+    def end(self) -> int:
+        return self.header.offset + self.header.length
+
+
+class Uplink(Polled):
     """One data connection that a peer dialled.
 
     Args:
@@ -45,41 +67,60 @@ class Uplink:
         timeout_s: float,
         throttle: Throttle,
     ) -> None:
-        self._sock = sock
+        super().__init__(sock)
         self._chunks = chunks
         self._slots = slots
         self._served = served
         self._timeout_s = timeout_s
         self._throttle = throttle
         self._queue: deque[tuple[Header, bool]] = deque()
-        self._more = trio.Event()
         self._cancelled: set[int] = set()
-        self._sending: int | None = None
-        self._turns = Turns()
+        self._heads = b""
+        """what has come of the next request"""
+        self._out = b""
+        """frames that the socket has not taken yet"""
+        self._transfer: _Transfer | None = None
+        self._granted = 0
+        self._moved_s = 0.0
 
-    async def run(self) -> None:
-        """Serve until the connection ends.
+    def close(self) -> None:
+        """Whatever was being sent is over."""
+        if self._transfer is not None:
+            self._end_transfer(self._transfer)
 
-        Raises:
-          OSError, trio.TooSlowError, RemoteProtocolError
-        """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send)
-            while True:
-                data = await receive_exactly(self._sock, dataframe.HEADER_BYTES, float("inf"))
-                header = dataframe.decode(data, dataframe.UPWARD)
-                if header.kind is Kind.CANCEL:
-                    waiting = [queued.request for queued, _ in self._queue]
-                    if header.request in (*waiting, self._sending):
-                        self._cancelled.add(header.request)
-                    continue
-                self._check(header)
-                self._queue.append((header, len(self._queue) >= QUEUE))
-                if len(self._queue) > 16 * QUEUE:
-                    raise RemoteProtocolError("a flood of requests on one data connection")
-                self._more.set()
+    def check(self, now: float) -> None:
+        """Give up a peer that takes nothing."""
+        if self._wanted() & WRITABLE and not self._paced and now - self._moved_s > self._timeout_s:
+            self._fail(trio.TooSlowError())
 
-    def _check(self, header: Header) -> None:
+    # -- requests ---------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        data = self._sock.recv(READ_BYTES)
+        if not data:
+            raise EndOfStream
+        data, size = self._heads + data, dataframe.HEADER_BYTES
+        whole = len(data) - len(data) % size
+        self._heads = data[whole:]
+        for at in range(0, whole, size):
+            self._take(dataframe.decode(data[at : at + size], dataframe.UPWARD))
+        if self._wanted() & WRITABLE:
+            self._writable()
+
+    def _take(self, header: Header) -> None:
+        if header.kind is Kind.CANCEL:
+            sending = self._transfer.header.request if self._transfer else None
+            if header.request in (*(queued.request for queued, _ in self._queue), sending):
+                self._cancelled.add(header.request)
+            return
+        self._check_request(header)
+        if not self._wanted() & WRITABLE:
+            self._moved_s = trio.current_time()
+        self._queue.append((header, len(self._queue) >= QUEUE))
+        if len(self._queue) > 16 * QUEUE:
+            raise RemoteProtocolError("a flood of requests on one data connection")
+
+    def _check_request(self, header: Header) -> None:
         manifest = self._chunks.manifest
         if header.chunk >= manifest.chunk_count:
             raise RemoteProtocolError(f"request for chunk {header.chunk} of {manifest.chunk_count}")
@@ -93,63 +134,109 @@ class Uplink:
                 f"request for bytes {header.offset}+{header.length} of chunk {header.chunk}"
             )
 
-    async def _send(self) -> None:
-        while True:
-            while not self._queue:
-                self._more = trio.Event()
-                await self._more.wait()
-            header, refused = self._queue.popleft()
-            self._sending = header.request
-            demand = bool(header.flags & Flag.DEMAND)
-            if not self._chunks.verified(header.chunk, header.offset, header.length):
-                await self._answer(header, Kind.NOT_HAVE, 0)
-            elif refused or not self._slots.acquire(demand=demand):
-                await self._answer(header, Kind.BUSY, int(self._slots.retry_after_s * 1000))
+    # -- answers ----------------------------------------------------------------------------------
+
+    def _writable(self) -> None:
+        """Send until the socket is full, nothing is left, or others have waited long enough."""
+        turn = TURN_BYTES
+        while turn > 0:
+            if self._out:
+                if not self._flush():
+                    break
+            elif self._transfer is not None and self._transfer.left:
+                if self._throttle.pacer is not None and not self._granted:
+                    self._let_pace()
+                    return
+                if not (sent := self._send_file(self._transfer)):
+                    break
+                turn -= sent
+            elif self._transfer is not None:
+                self._next_block(self._transfer)
+            elif self._queue:
+                self._begin(*self._queue.popleft())
             else:
-                begin = trio.current_time()
-                try:
-                    await self._transfer(header)
-                finally:
-                    self._slots.release(trio.current_time() - begin)
-            self._sending = None
-            self._cancelled.discard(header.request)
+                break
+        self._watch(self._wanted())
 
-    async def _answer(self, header: Header, kind: Kind, status: int) -> None:
-        frame = Header(kind, header.request, header.chunk, status=status)
-        await send_all(self._sock, frame.encode(), self._timeout_s)
+    def _wanted(self) -> int:
+        busy = self._out or self._transfer is not None or self._queue
+        return READABLE | WRITABLE if busy else READABLE
 
-    async def _transfer(self, header: Header) -> None:
-        # ours while it waits for its turns, however many files others open meanwhile
-        file = self._chunks.manifest.extent(header.chunk).file
-        descriptor = os.dup(self._chunks.descriptor(file))
+    def _flush(self) -> bool:
+        """Send frames; False: the socket is full."""
+        more = self._transfer is not None and self._transfer.left
         try:
-            await self._blocks(header, descriptor)
-        except EndOfStream:
-            log.warning("cache file was cut chunk=%d", header.chunk)
-            raise
-        finally:
-            os.close(descriptor)
+            sent = self._sock.send(self._out, socket.MSG_MORE if more else 0)
+        except BlockingIOError:
+            return False
+        self._out = self._out[sent:]
+        self._moved_s = trio.current_time()
+        return True
 
-    async def _blocks(self, header: Header, descriptor: int) -> None:
-        manifest = self._chunks.manifest
-        extent = manifest.extent(header.chunk)
-        digests = b""
-        if manifest.block_count(header.chunk) > 1:
-            digests = self._chunks.digests(header.chunk)
-        at, end = header.offset, header.offset + header.length
-        while at < end:
-            if header.request in self._cancelled:
-                await self._answer(header, Kind.END, EndStatus.CANCELLED)
-                return
-            size = min(manifest.block_bytes, end - at)
-            flags = Flag.DIGESTS if digests else Flag.NONE
-            frame = Header(Kind.DATA, header.request, header.chunk, at, size, flags, len(digests))
-            await send_all(self._sock, frame.encode() + digests, self._timeout_s, socket.MSG_MORE)
-            digests = b""
-            await send_file(
-                self._sock, descriptor, extent.offset + at, size, self._timeout_s, self._throttle
-            )
-            self._served.bytes += size
-            at += size
-            await self._turns.moved(size)
-        await self._answer(header, Kind.END, EndStatus.DONE)
+    def _answer(self, header: Header, kind: Kind, status: int) -> None:
+        self._out += Header(kind, header.request, header.chunk, status=status).encode()
+
+    def _begin(self, header: Header, refused: bool) -> None:
+        demand = bool(header.flags & Flag.DEMAND)
+        if not self._chunks.verified(header.chunk, header.offset, header.length):
+            self._answer(header, Kind.NOT_HAVE, 0)
+        elif refused or not self._slots.acquire(demand=demand):
+            self._answer(header, Kind.BUSY, int(self._slots.retry_after_s * 1000))
+        else:
+            self._transfer = _Transfer(header, header.offset, trio.current_time())
+            return
+        self._cancelled.discard(header.request)
+
+    def _next_block(self, transfer: _Transfer) -> None:
+        """A header for the next block, or the end of the answer."""
+        header, manifest = transfer.header, self._chunks.manifest
+        if header.request in self._cancelled and transfer.at < transfer.end:
+            self._answer(header, Kind.END, EndStatus.CANCELLED)
+            self._end_transfer(transfer)
+            return
+        if transfer.at >= transfer.end:
+            self._end_transfer(transfer)
+            return
+        extent, size = manifest.extent(header.chunk), manifest.block_bytes
+        size = min(size, transfer.end - transfer.at)
+        digests, flags = b"", Flag.NONE
+        if transfer.at == header.offset and manifest.block_count(header.chunk) > 1:
+            digests, flags = self._chunks.digests(header.chunk), Flag.DIGESTS
+        if transfer.at + size == transfer.end:
+            flags |= Flag.LAST
+        frame = Header(
+            Kind.DATA, header.request, header.chunk, transfer.at, size, flags, len(digests)
+        )
+        self._out += frame.encode() + digests
+        transfer.file, transfer.offset = extent.file, extent.offset + transfer.at
+        transfer.left, transfer.at = size, transfer.at + size
+
+    def _send_file(self, transfer: _Transfer) -> int:
+        """Send payload; 0: the socket is full."""
+        limited = self._throttle.pacer is not None
+        size = min(transfer.left, self._granted) if limited else transfer.left
+        descriptor = self._chunks.descriptor(transfer.file)
+        try:
+            sent = os.sendfile(self._sock.fileno(), descriptor, transfer.offset, size)
+        except BlockingIOError:
+            return 0
+        if not sent:
+            log.warning("cache file was cut chunk=%d", transfer.header.chunk)
+            raise EndOfStream
+        self._granted = max(0, self._granted - sent)
+        self._moved_s = trio.current_time()
+        self._served.bytes += sent
+        transfer.offset, transfer.left = transfer.offset + sent, transfer.left - sent
+        return sent
+
+    def _end_transfer(self, transfer: _Transfer) -> None:
+        self._transfer = None
+        self._granted = 0
+        self._cancelled.discard(transfer.header.request)
+        self._slots.release(trio.current_time() - transfer.begin_s)
+
+    async def _pace(self) -> None:
+        """Wait for leave to send: nothing is granted that does not move at once."""
+        if self._transfer is not None:
+            self._granted = await self._throttle.take(self._transfer.left)
+            self._moved_s = trio.current_time()

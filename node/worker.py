@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,16 +20,18 @@ from node.audit import start_logging
 from node.checksums import checksum_function
 from node.chunks import Chunks
 from node.dial import Dialler, local_ip
-from node.downlink import FAILURES, Downlink, Received
+from node.downlink import Downlink, Received
 from node.fetch import Fetched, Fetcher
 from node.permits import Permits
 from node.pinning import pin_near
+from node.polled import FAILURES, Polled
 from node.throttle import DOWNLOAD, UPLOAD, Meter, Throttle
 from node.uplink import Served, Uplink
 from node.windows import Windows
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
 from p2p.errors import P2PError, RemoteProtocolError, UsageError
+from p2p.poller import Poller
 from p2p.slots import UploadSlots
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,8 @@ class Worker:
         self._upload, self._download = Throttle(meter, UPLOAD), Throttle(meter, DOWNLOAD)
         self._downlinks: dict[int, Downlink] = {}
         self._scopes: dict[int, tuple[bytes, trio.CancelScope]] = {}
+        self._polled: dict[int, Polled] = {}
+        self._poller = Poller()
         self._windows = Windows()
         self._last: jobs.Figures | None = None
 
@@ -97,6 +101,7 @@ class Worker:
         """Work until `Stop` or the end of the jobs."""
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._poller.run)
                 nursery.start_soon(self._report_figures)
                 if len(self._settings.source_ips) > 1:
                     nursery.start_soon(self._balance)
@@ -197,7 +202,7 @@ class Worker:
         sock: socket.socket,
         scope: trio.CancelScope,
     ) -> None:
-        text = await self._hold(job.link, job.peer, sock, scope, downlink.run)
+        text = await self._hold(job.link, job.peer, sock, scope, downlink)
         del self._downlinks[job.link]
         downlink.fail(text)
         self._send(jobs.LinkClosed(job.link, job.peer, text))
@@ -205,33 +210,31 @@ class Worker:
     async def _uplink(
         self, job: jobs.AddUplink, uplink: Uplink, sock: socket.socket, scope: trio.CancelScope
     ) -> None:
-        text = await self._hold(job.link, job.peer, sock, scope, uplink.run)
+        text = await self._hold(job.link, job.peer, sock, scope, uplink)
+        uplink.close()
         self._send(jobs.LinkClosed(job.link, job.peer, text))
 
     async def _hold(
         self,
-        link: int,
+        number: int,
         peer: bytes,
         sock: socket.socket,
         scope: trio.CancelScope,
-        run: Callable[[], Awaitable[None]],
+        link: Polled,
     ) -> str:
         """Run a link to its end; returns why it ended."""
         text = "closed"
         with scope, sock:
+            self._polled[number] = link
             try:
-                await run()
-            except* FAILURES as group:
-                error: BaseException = group
-                while isinstance(error, BaseExceptionGroup):
-                    error = error.exceptions[0]
+                await link.run(self._poller)
+            except FAILURES as error:
                 slow = isinstance(error, trio.TooSlowError)
                 text = "no byte came in time" if slow else str(error)
                 if isinstance(error, RemoteProtocolError):
                     log.warning("data connection closed peer=%s error=%s", peer.hex()[:8], error)
             finally:
-                del self._scopes[link]
-                trio.lowlevel.notify_closing(sock)
+                del self._scopes[number], self._polled[number]
         return text
 
     async def _rehash(self, chunk: int, pin: bytes) -> None:
@@ -282,6 +285,8 @@ class Worker:
             busy = [downlink.busy_socket for downlink in self._downlinks.values()]
             received = sum(one.bytes for one, _ in self._links.values()) + self._fetched.bytes
             now = trio.current_time()
+            for link in list(self._polled.values()):
+                link.check(now)
             self._windows.fit([sock for sock in busy if sock is not None], received, now)
             await trio.sleep(self._settings.figures_s)
 

@@ -2,9 +2,10 @@
 
 One way: the side that dialled sends REQUEST and CANCEL and receives DATA, BUSY, NOT_HAVE and END.
 The answer to a REQUEST is either one BUSY or NOT_HAVE, or one DATA frame for each block of the
-range in order, and then END. The first DATA frame of a chunk of several blocks carries the digests
-of *all* blocks of the chunk ahead of its payload (flag DIGESTS): they are checked against the
-chunk's pin, so each block is verified by itself as it arrives.
+range in order, the last of them with flag LAST; one that stops sooner is ended by END. The first
+DATA frame of a chunk of several blocks carries the digests of *all* blocks of the chunk ahead of
+its payload (flag DIGESTS): they are checked against the chunk's pin, so each block is verified by
+itself as it arrives.
 
 Header, 40 bytes, big-endian:
 
@@ -12,7 +13,8 @@ Header, 40 bytes, big-endian:
          0    4 magic        "SHL1"
          4    1 version      1
          5    1 type         1 REQUEST 2 CANCEL 3 DATA 4 BUSY 5 NOT_HAVE 6 END
-         6    2 flags        1 DIGESTS; 2 DEMAND (a blocked read: may use the reserved slot)
+         6    2 flags        1 DIGESTS; 2 DEMAND (a blocked read: may use the reserved slot);
+                        4 LAST (the answer is whole with this frame)
          8    4 request      chosen by the dialling side
         12    4 chunk
         16    8 offset       in the chunk, a multiple of the block size
@@ -54,6 +56,7 @@ class Flag(IntFlag):
     NONE = 0
     DIGESTS = 1
     DEMAND = 2
+    LAST = 4
 
 
 class EndStatus(IntEnum):

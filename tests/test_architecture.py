@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("p2p", "tracker", "node", "simulations")
 
-EDGE_OF_P2P = {"connection", "outbox", "web"}
+EDGE_OF_P2P = {"connection", "outbox", "poller", "web"}
 PURE_TRACKER = {"allowances", "assignment", "budget", "directory", "leases", "member", "pace",
                 "model", "sealing", "view"}  # fmt: skip
 PURE_NODE = {"nics", "pairs", "routing"}

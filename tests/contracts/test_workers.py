@@ -183,16 +183,20 @@ async def near(bench: Bench, job: type) -> FarEnd:
     return far
 
 
-def answer(bench: Bench, asked: Header, data: bytes, digests: bytes) -> list[bytes]:
-    """All frames that answer a request with `data` (of the whole chunk)."""
-    parts = []
-    for at in range(asked.offset, asked.offset + asked.length, BLOCK):
-        size = min(BLOCK, asked.offset + asked.length - at)
+def answer(
+    bench: Bench, asked: Header, data: bytes, digests: bytes, *, last: bool = False
+) -> list[bytes]:
+    """All frames that answer a request with `data` (of the whole chunk), ended by END or LAST."""
+    parts, end = [], asked.offset + asked.length
+    for at in range(asked.offset, end, BLOCK):
+        size = min(BLOCK, end - at)
         flags = Flag.DIGESTS if digests else Flag.NONE
+        if last and at + size == end:
+            flags |= Flag.LAST
         frame = Header(Kind.DATA, asked.request, asked.chunk, at, size, flags, len(digests))
         parts += [frame.encode(), digests, data[at : at + size]]
         digests = b""
-    return [*parts, Header(Kind.END, asked.request, asked.chunk).encode()]
+    return parts if last else [*parts, Header(Kind.END, asked.request, asked.chunk).encode()]
 
 
 # -- the origin -----------------------------------------------------------------------------------
@@ -259,13 +263,14 @@ async def test_a_checksum_is_that_of_verified_bytes_or_none(bench):
 # -- from a peer ----------------------------------------------------------------------------------
 
 
-async def test_a_chunk_from_a_peer_is_verified_block_by_block(bench):
+@pytest.mark.parametrize("last", [False, True], ids=["END", "LAST"])
+async def test_a_chunk_from_a_peer_is_verified_block_by_block(bench, last):
     far = await near(bench, jobs.AddDownlink)
     bench.pool.submit(0, jobs.AskJob(7, 1, 2, bench.pin(2)))
     asked = await far.request()
     assert (asked.kind, asked.request, asked.chunk) == (Kind.REQUEST, 7, 2)
     assert (asked.offset, asked.length) == (0, BLOCK + 7)
-    await far.send(*answer(bench, asked, bench.data(2), bench.digests(2)))
+    await far.send(*answer(bench, asked, bench.data(2), bench.digests(2), last=last))
     report = await bench.report(jobs.Got)
     assert (report.source, report.request, report.chunk) == ("peer", 7, 2)
     assert report.digests == bench.digests(2)
@@ -459,7 +464,9 @@ async def test_a_held_chunk_is_served_with_its_digests_and_a_part_of_it_as_well(
             assert digests == (bench.digests(0) if at == offset else b"")
             got += await far.read(frame.length)
             at += frame.length
-        assert (frame.kind, frame.status) == (Kind.END, EndStatus.DONE)
+            if frame.flags & Flag.LAST:
+                break
+        assert at == offset + length
         assert got == bench.data(0)[offset : offset + length]
 
 
@@ -517,7 +524,7 @@ async def test_a_slot_is_free_again_after_a_transfer_however_it_ended(tmp_path, 
             frame = await far.header(dataframe.DOWNWARD)
             assert (frame.kind, frame.request) == (Kind.DATA, request)
             await far.read(frame.digests + frame.length)
-            assert (await far.header(dataframe.DOWNWARD)).kind is Kind.END
+            assert frame.flags & Flag.LAST
         await far.send(Header(Kind.REQUEST, 3, 0, 0, CHUNK).encode())
         assert (await far.header(dataframe.DOWNWARD)).kind is Kind.DATA
         await trio.aclose_forcefully(far.stream)
@@ -539,7 +546,7 @@ async def test_what_one_peer_asks_at_once_is_queued_to_a_bound_refused_and_then_
         kinds[frame.request] = frame.kind
         if frame.kind is Kind.DATA:
             await far.read(frame.digests + frame.length)
-            assert (await far.header(dataframe.DOWNWARD)).kind is Kind.END
+            assert frame.flags & Flag.LAST
     assert [kinds[n] for n in range(1, 8)] == [Kind.DATA] * QUEUE + [Kind.BUSY] * (7 - QUEUE)
     await far.send(*(Header(Kind.REQUEST, n, 2, 0, 5).encode() for n in range(16 * QUEUE + 1)))
     assert "flood" in (await bench.report(jobs.LinkClosed)).text

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import trio
@@ -17,8 +18,13 @@ import trio.testing
 from support.tcp import pair
 from support.windows import Seen
 
-from node.sockets import receive_into, send_file
+from node.sockets import receive_into
 from node.throttle import DOWNLOAD, UPLOAD, Meter, Throttle
+from node.uplink import Served, Uplink
+from p2p.dataframe import HEADER_BYTES, Header, Kind
+from p2p.manifest import File, Manifest
+from p2p.poller import Poller
+from p2p.slots import UploadSlots
 
 RATE = 2_500_000  # 20 Mbit/s
 KIB = 1024
@@ -63,30 +69,49 @@ async def test_many_receivers_keep_within_the_limit_together_and_take_turns():
     assert max(counts) <= min(counts) + 2 * 12_500 + 1, "in turn, a slice each"
 
 
+class Held:
+    """A store that holds one file of one chunk."""
+
+    def __init__(self, path: Path) -> None:
+        self.manifest = Manifest("m", "", (File("x", 1 << 20, "e"),), 1 << 20, 1 << 20)
+        self._file = os.open(path, os.O_RDONLY)
+
+    def verified(self, *_: int) -> bool:
+        return True
+
+    def descriptor(self, _file: int) -> int:
+        return self._file
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 async def test_a_sender_hands_the_kernel_no_more_than_the_limit(tmp_path):
     path = tmp_path / "data"
     path.write_bytes(bytes(1 << 20))
-    limited, seen = throttle(UPLOAD), Seen()
-
-    async def send(sock: socket.socket, descriptor: int) -> None:
-        while True:
-            await send_file(sock, descriptor, 0, 1 << 20, 5.0, limited)
+    limited, seen, poller = throttle(UPLOAD), Seen(), Poller()
 
     async def drain(sock: socket.socket) -> None:
+        request = Header(Kind.REQUEST, 1, 0, 0, 1 << 20).encode()
+        sock.send(request)
+        got = 0
         while True:
             await trio.lowlevel.wait_readable(sock)
-            seen.add(len(sock.recv(1 << 20)))
+            count = len(sock.recv(1 << 20))
+            seen.add(count)
+            got += count
+            while got >= HEADER_BYTES + (1 << 20):
+                got -= HEADER_BYTES + (1 << 20)
+                sock.send(request)
 
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with pair() as (sender, receiver):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(send, sender, descriptor)
-                nursery.start_soon(drain, receiver)
-                await trio.sleep(1.5)
-                nursery.cancel_scope.cancel()
-    finally:
-        os.close(descriptor)
+    with closing(Held(path)) as held, pair() as (sender, receiver):
+        uplink = Uplink(sender, held, UploadSlots(8, 1), Served(), 5.0, limited)  # type: ignore[arg-type]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poller.run)
+            nursery.start_soon(uplink.run, poller)
+            nursery.start_soon(drain, receiver)
+            await trio.sleep(1.5)
+            nursery.cancel_scope.cancel()
     assert seen.most() <= 1.03 * RATE
     assert seen.mean >= 0.9 * RATE
 
