@@ -73,6 +73,8 @@ class Download:
         self._queue: deque[events.Event] = deque()
         self._feeding = False
         self._changed = trio.Event()
+        self._due = inf
+        self._failure: Exception | None = None
         self._audit = audit
         self._seal = seal
         self._allowances = allowances
@@ -101,22 +103,34 @@ class Download:
                     self._carry_out(command)
         finally:
             self._feeding = False
-        self._changed.set()
+        if self.swarm.next_deadline() < self._due:
+            self._changed.set()
 
     async def run(self) -> None:
         """Take the workers' reports and watch the swarm's deadlines until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_deadlines)
-            async for worker, report in self._pool.reports:
-                if not self._allowances.take(worker, report, trio.current_time()):
-                    self._take(report)
+        self._pool.listen(self._reported)
+        try:
+            await self._watch_deadlines()
+        finally:
+            self._pool.listen(None)
+
+    def _reported(self, worker: int, report: jobs.Report) -> None:
+        """Whoever reports is not to blame for what goes wrong here: `run` raises it."""
+        try:
+            if not self._allowances.take(worker, report, trio.current_time()):
+                self._take(report)
+        except Exception as error:
+            self._failure = error
+            self._changed.set()
 
     async def _watch_deadlines(self) -> None:
         while True:
+            self._due = self.swarm.next_deadline()
             self._changed = trio.Event()
-            deadline = self.swarm.next_deadline()
-            with trio.move_on_at(deadline) if deadline < inf else trio.CancelScope():
+            with trio.move_on_at(self._due) if self._due < inf else trio.CancelScope():
                 await self._changed.wait()
+            if self._failure is not None:
+                raise self._failure
             if self.swarm.next_deadline() <= trio.current_time():
                 self.feed(events.DeadlinePassed())
                 await trio.lowlevel.checkpoint()

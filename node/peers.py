@@ -23,6 +23,7 @@ from p2p.handshake import NONCE_BYTES
 from p2p.ids import Chunk, ManifestId, NodeId, short
 from p2p.messages import VERSION_HIGHEST, VERSION_LOWEST, Hello, Message
 from p2p.outbox import Outbox
+from p2p.poller import Poller
 from p2p.units import format_address, parse_address
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Peers:
         self._unready: dict[NodeId, None] = {}
         self._addresses: dict[NodeId, tuple[tuple[str, ...], Pairs]] = {}
         self._nursery: trio.Nursery | None = None
+        self._poller = Poller()
         self.links: Links | None = None
         self.advertised: list[str] = []
 
@@ -147,6 +149,7 @@ class Peers:
     ) -> None:
         """Accept connections until cancelled."""
         async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._poller.run)
             task_status.started()
             await trio.serve_listeners(self._accept, listeners, handler_nursery=self._nursery)
 
@@ -284,18 +287,21 @@ class Peers:
         raise trio.TooSlowError
 
     async def _read(self, peer: NodeId, frames: FrameStream) -> None:
-        ready = False
-        while (message := await frames.receive()) is not None:
-            if not ready:
-                if not isinstance(message, messages.BitfieldMessage):
-                    raise RemoteProtocolError(f"a session starts with bitfield, not {message.TYPE}")
-                if len(message.bits) != (self._chunk_count + 7) // 8:
-                    raise RemoteProtocolError(f"a bitfield of {len(message.bits)} bytes")
-                ready = True
-                self._unready.pop(peer, None)
-                self._feed(events.PeerReady(peer, message.bits))
-            elif (event := self._event(peer, message)) is not None:
+        first = await frames.receive()
+        if first is None:
+            return
+        if not isinstance(first, messages.BitfieldMessage):
+            raise RemoteProtocolError(f"a session starts with bitfield, not {first.TYPE}")
+        if len(first.bits) != (self._chunk_count + 7) // 8:
+            raise RemoteProtocolError(f"a bitfield of {len(first.bits)} bytes")
+        self._unready.pop(peer, None)
+        self._feed(events.PeerReady(peer, first.bits))
+
+        def take(message: Message) -> None:
+            if (event := self._event(peer, message)) is not None:
                 self._feed(event)
+
+        await frames.each(self._poller, take)
 
     def _event(self, peer: NodeId, message: Message) -> events.Event | None:
         count = self._chunk_count

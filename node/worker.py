@@ -1,29 +1,24 @@
 """A data worker: takes jobs, moves bytes, reports. The same loop runs in a process of its own
-(`python -m node.worker --fd N`) or, with `--workers 0`, inside the control process.
+(`node/apart.py`) or, with `--workers 0`, inside the control process.
 """
 
 import contextlib
-import json
 import logging
 import resource
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from node import jobs
-from node.audit import start_logging
 from node.checksums import checksum_function
 from node.chunks import Chunks
 from node.dial import Dialler, local_ip
 from node.downlink import Downlink, Received
 from node.fetch import Fetched, Fetcher
 from node.permits import Permits
-from node.pinning import pin_near
 from node.polled import FAILURES, Polled
 from node.throttle import DOWNLOAD, UPLOAD, Meter, Throttle
 from node.uplink import Served, Uplink
@@ -38,7 +33,6 @@ log = logging.getLogger(__name__)
 
 UPLINK_STALL_S = 30.0  # a peer that reads nothing for so long is gone
 BALANCE_S = 0.1  # so long an idle NIC may wait before it takes work from a busy one
-DATAGRAM_BYTES = 128 * 1024  # a Got of 1024 blocks has 16 KiB of digests
 
 Arrival = tuple[jobs.Job, socket.socket | None]
 Send = Callable[[jobs.Report], None]
@@ -71,9 +65,14 @@ class Worker:
 
     Args:
       meter: the limits' memory, which all workers of the node share.
+      apart: in a process of its own; it sends its figures then. Otherwise they are asked for.
     """
 
-    def __init__(self, send: Send, settings: WorkerSettings, meter: Meter) -> None:
+    def __init__(
+        self, send: Send, settings: WorkerSettings, meter: Meter, *, apart: bool = True
+    ) -> None:
+        self._apart = apart
+        self._nursery: trio.Nursery | None = None
         self._tell = send
         self._permits = Permits(self._send)
         self._settings = settings
@@ -93,28 +92,38 @@ class Worker:
 
     def _send(self, report: jobs.Report) -> None:
         """Report, with the totals before it: who hears of a chunk knows its bytes."""
-        if isinstance(report, jobs.Got | jobs.FetchEnded | jobs.AskEnded):
-            self.send_figures()
+        if self._apart and isinstance(report, jobs.Got | jobs.FetchEnded | jobs.AskEnded):
+            self._send_figures()
         self._tell(report)
 
     async def run(self, arrivals: AsyncIterator[Arrival]) -> None:
         """Work until `Stop` or the end of the jobs."""
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 nursery.start_soon(self._poller.run)
-                nursery.start_soon(self._report_figures)
+                nursery.start_soon(self._look_around)
                 if len(self._settings.source_ips) > 1:
                     nursery.start_soon(self._balance)
                 async for job, sock in arrivals:
                     if isinstance(job, jobs.Stop):
                         break
-                    self._take(job, sock, nursery)
+                    self.take(job, sock)
                 nursery.cancel_scope.cancel()
         finally:
             if self._fetcher is not None:
                 self._fetcher.close()
             if self._chunks is not None:
                 self._chunks.close()
+
+    def take(self, job: jobs.Job, sock: socket.socket | None) -> None:
+        """Begin a job; what comes of it is reported."""
+        nursery = self._nursery
+        assert nursery is not None
+        if isinstance(job, jobs.AskJob):
+            self._ask(job)
+        else:
+            self._take(job, sock, nursery)
 
     def _take(self, job: jobs.Job, sock: socket.socket | None, nursery: trio.Nursery) -> None:
         match job:
@@ -134,8 +143,6 @@ class Worker:
                 for owner, scope in list(self._scopes.values()):
                     if owner == peer:
                         scope.cancel()
-            case jobs.AskJob():
-                self._ask(job, nursery)
             case jobs.CancelJob(request):
                 for downlink in self._downlinks.values():
                     with contextlib.suppress(OSError):
@@ -163,7 +170,7 @@ class Worker:
         )  # fmt: skip
         self._send(jobs.Opened(0))
 
-    def _ask(self, job: jobs.AskJob, nursery: trio.Nursery) -> None:
+    def _ask(self, job: jobs.AskJob) -> None:
         downlink = self._downlinks.get(job.link)
         if downlink is None:
             ended = jobs.AskEnded(job.request, job.chunk, "failed", 0.0, "the connection is gone")
@@ -279,9 +286,11 @@ class Worker:
             if self._fetcher is not None:
                 self._fetcher.spans.balance(trio.current_time())
 
-    async def _report_figures(self) -> None:
+    async def _look_around(self) -> None:
+        """Now and then: figures, links that stall, receive windows."""
         while True:
-            self.send_figures()
+            if self._apart:
+                self._send_figures()
             busy = [downlink.busy_socket for downlink in self._downlinks.values()]
             received = sum(one.bytes for one, _ in self._links.values()) + self._fetched.bytes
             now = trio.current_time()
@@ -290,11 +299,22 @@ class Worker:
             self._windows.fit([sock for sock in busy if sock is not None], received, now)
             await trio.sleep(self._settings.figures_s)
 
-    def send_figures(self) -> None:
+    def _send_figures(self) -> None:
         """Tell the totals, if they changed."""
+        figures, last = self.figures(), self._last
+        moved = last is None or (
+            (figures.origin_bytes, figures.peer_bytes, figures.served_bytes, figures.fetching)
+            != (last.origin_bytes, last.peer_bytes, last.served_bytes, last.fetching)
+        )
+        if moved:
+            self._last = figures
+            self._tell(figures)
+
+    def figures(self) -> jobs.Figures:
+        """The totals now."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
         received = [received for received, _ in self._links.values()]
-        figures = jobs.Figures(
+        return jobs.Figures(
             self._fetched.bytes,
             sum(one.bytes for one in received),
             sum(served.bytes for _, served in self._links.values()),
@@ -304,14 +324,6 @@ class Worker:
             [[chunk, count] for chunk, count in self._fetched.under_way.items()],
             self._nics(),
         )
-        last = self._last
-        moved = last is None or (
-            (figures.origin_bytes, figures.peer_bytes, figures.served_bytes, figures.fetching)
-            != (last.origin_bytes, last.peer_bytes, last.served_bytes, last.fetching)
-        )
-        if moved:
-            self._last = figures
-            self._tell(figures)
 
     def _nics(self) -> dict[str, list[int]]:
         """Bytes in and out by source address."""
@@ -323,75 +335,3 @@ class Worker:
             if source.ip in found:
                 found[source.ip][0] += source.bytes
         return found
-
-
-class Pipe:
-    """The worker's end of the control socket: datagrams in, with descriptors, and out."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = trio.socket.from_stdlib_socket(sock)
-        self._out: list[bytes] = []
-        self._filled = trio.Event()
-
-    def send(self, report: jobs.Report) -> None:
-        """Queue a report."""
-        self._out.append(jobs.encode(report))
-        self._filled.set()
-
-    async def write(self) -> None:
-        """Write what is queued, for ever."""
-        while True:
-            while self._out:
-                batch, self._out = self._out, []
-                for data in batch:
-                    with contextlib.suppress(ConnectionError):  # the end comes to `arrivals` too
-                        await self._sock.send(data)
-            self._filled = trio.Event()
-            await self._filled.wait()
-
-    async def arrivals(self) -> AsyncIterator[Arrival]:
-        """Jobs, until the control process is gone."""
-        space = socket.CMSG_SPACE(4)
-        while True:
-            try:
-                data, ancillary, _, _ = await self._sock.recvmsg(DATAGRAM_BYTES, space)
-            except ConnectionError:
-                return
-            if not data:
-                return
-            sock = None
-            for level, kind, payload in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    sock = socket.socket(fileno=int.from_bytes(payload[:4], sys.byteorder))
-                    sock.setblocking(False)
-            job = jobs.decode(data)
-            yield job, sock  # type: ignore[misc]
-
-
-async def _process(descriptor: int, settings: WorkerSettings, meter: Meter) -> None:
-    pipe = Pipe(socket.socket(fileno=descriptor))
-    worker = Worker(pipe.send, settings, meter)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pipe.write)
-        await worker.run(pipe.arrivals())
-        nursery.cancel_scope.cancel()
-
-
-def main() -> None:
-    """`python -m node.worker FD SETTINGS-JSON LEVEL METER-FD`; started by `node.workers` only."""
-    descriptor, settings = int(sys.argv[1]), WorkerSettings(**json.loads(sys.argv[2]))
-    start_logging(sys.argv[3], Path(settings.log_path) if settings.log_path else None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the control process says when to stop
-    if settings.home:
-        pin_near(settings.home)
-    trio.run(_process, descriptor, settings, Meter(int(sys.argv[4])))
-
-
-def arguments(settings: WorkerSettings) -> list[str]:
-    """The command line after the descriptor."""
-    level = logging.getLevelName(logging.getLogger().getEffectiveLevel())
-    return [json.dumps(asdict(settings)), level]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """The pool of data workers: starts them, restarts them, and answers for those that died."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -7,15 +8,16 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from math import inf
 
 import trio
 
 from node import jobs
+from node.apart import DATAGRAM_BYTES, arguments
 from node.throttle import Meter
-from node.worker import DATAGRAM_BYTES, Arrival, Worker, WorkerSettings, arguments
+from node.worker import Arrival, Worker, WorkerSettings
 from p2p.errors import StoreError
 from p2p.rates import RateLimits
 
@@ -25,6 +27,7 @@ QUICK_DEATH_S = 2.0
 QUICK_DEATHS = 5
 STOP_S = 1.0
 
+Listener = Callable[[int, jobs.Report], None]
 NO_FIGURES = jobs.Figures(0, 0, 0, 0, 0, 0.0, [])
 
 
@@ -60,6 +63,8 @@ class _Handle:
         self.past = NO_FIGURES
         self.limits: jobs.SetLimits | None = None
         self.budget: jobs.SetBudget | None = None
+        self.worker: Worker | None = None
+        """the one in this process, from its first job on"""
         self.model: jobs.OpenModel | None = None
         self.links: dict[int, bytes] = {}
         self.asks: dict[int, jobs.AskJob] = {}
@@ -86,6 +91,9 @@ class _Handle:
                 self.rehashes[job.chunk] = job
             case jobs.ChecksumJob():
                 self.checksums[job.chunk] = job
+        if self.worker is not None:
+            self.worker.take(job, sock)
+            return
         self.queue.append((job, sock))
         self.filled.set()
 
@@ -156,6 +164,7 @@ class WorkerPool:
         self._settings = replace(settings, upload_slots=slots)
         self._handles = [_Handle() for _ in range(self.count)]
         self._sender, self.reports = trio.open_memory_channel[tuple[int, jobs.Report]](inf)
+        self._listener: Listener | None = None
         self.pids: list[int | None] = [None] * self.count
         self._meter = Meter()
         self.set_limits(limits or RateLimits())
@@ -173,6 +182,15 @@ class WorkerPool:
         """Queue a job, with a socket to hand over if it has one. Never waits."""
         self._handles[worker].put(job, sock)
 
+    def listen(self, listener: Listener | None) -> None:
+        """Call this with each report from now on, and with those that wait, instead of giving them
+        to `reports`. It must not raise; None ends it."""
+        self._listener = listener
+        if listener is not None:
+            with contextlib.suppress(trio.WouldBlock):
+                while True:
+                    listener(*self.reports.receive_nowait())
+
     def set_limits(self, limits: RateLimits) -> None:
         """From now on; for workers that are restarted, too."""
         self.limits = limits
@@ -184,6 +202,8 @@ class WorkerPool:
         this process's own."""
         total = NO_FIGURES
         for handle in self._handles:
+            if handle.worker is not None:
+                handle.figures = handle.worker.figures()
             total = _add(total, _add(handle.past, handle.figures))
         if self._inline:
             return jobs.Figures(
@@ -210,6 +230,12 @@ class WorkerPool:
         if isinstance(report, jobs.OpenFailed):
             raise StoreError(f"data worker: {report.text}")
         if not isinstance(report, jobs.Figures | jobs.Opened):
+            self._pass_on(index, report)
+
+    def _pass_on(self, index: int, report: jobs.Report) -> None:
+        if self._listener is not None:
+            self._listener(index, report)
+        else:
             self._sender.send_nowait((index, report))
 
     async def _run_inline(self, index: int) -> None:
@@ -217,17 +243,19 @@ class WorkerPool:
 
         async def arrivals() -> AsyncIterator[Arrival]:
             while True:
-                while not handle.queue:
-                    handle.filled = trio.Event()
-                    await handle.filled.wait()
-                yield handle.queue.popleft()
+                while handle.queue:
+                    yield handle.queue.popleft()
+                handle.worker = worker  # from here on jobs go to it at once
+                await trio.sleep_forever()
 
-        worker = Worker(lambda report: self._report(index, report), self._settings, self._meter)
+        worker = Worker(
+            lambda report: self._report(index, report), self._settings, self._meter, apart=False
+        )
         self.pids[index] = os.getpid()
         try:
             await worker.run(arrivals())
         finally:
-            worker.send_figures()
+            handle.figures, handle.worker = worker.figures(), None
 
     async def _keep(self, index: int) -> None:
         deaths = 0
@@ -239,7 +267,7 @@ class WorkerPool:
                 raise StoreError("a data worker died five times in a row: see its messages above")
             log.warning("data worker %d died: its transfers are lost, it is restarted", index)
             for report in self._handles[index].died():
-                self._sender.send_nowait((index, report))
+                self._pass_on(index, report)
             await trio.sleep(0.05 * deaths)
 
     def _settings_of(self, index: int) -> WorkerSettings:
@@ -256,7 +284,7 @@ class WorkerPool:
         with theirs:
             process = await trio.lowlevel.open_process(
                 [
-                    sys.executable, "-m", "node.worker", str(theirs.fileno()),
+                    sys.executable, "-m", "node.apart", str(theirs.fileno()),
                     *arguments(self._settings_of(index)), str(self._meter.descriptor),
                 ],
                 pass_fds=[theirs.fileno(), self._meter.descriptor],

@@ -13,6 +13,7 @@ from p2p.errors import Refused, RemoteProtocolError
 from p2p.framing import MAX_FRAME, FrameReader, pack
 from p2p.handshake import Dialler, Listener
 from p2p.messages import Hello, Message, Refuse
+from p2p.poller import Poller
 
 RECEIVE_BYTES = 64 * 1024
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -87,6 +88,59 @@ class FrameStream:
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
+
+    async def each(self, poller: Poller, take: Callable[[Message], None]) -> None:
+        """Call `take` with every message until the connection ends cleanly.
+
+        Raises:
+          as `receive`, and whatever `take` raises.
+        """
+        ended, failures = trio.Event(), list[Exception]()
+
+        def ready(_events: int) -> None:
+            if ended.is_set():
+                return
+            try:
+                if self._read_on(take):
+                    return
+            except Exception as error:
+                failures.append(error)
+            poller.remove(descriptor)
+            ended.set()
+
+        descriptor = self.stream.socket.fileno()
+        if descriptor < 0:
+            raise trio.ClosedResourceError("the connection was closed")
+        poller.add(descriptor, ready)
+        try:
+            self._take_all(take)  # what was read together with the last one that was waited for
+            await ended.wait()
+        finally:
+            if not ended.is_set():
+                poller.remove(descriptor)
+        for failure in failures:
+            raise failure
+
+    def _read_on(self, take: Callable[[Message], None]) -> bool:
+        """Read what is there; False at a clean end."""
+        try:
+            data = os.read(self.stream.socket.fileno(), RECEIVE_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+        self.heard_at = trio.current_time()
+        if not data:
+            if self._reader.mid_frame:
+                raise RemoteProtocolError("the connection ended in the middle of a frame")
+            return False
+        self._reader.receive_data(data)
+        self._take_all(take)
+        return True
+
+    def _take_all(self, take: Callable[[Message], None]) -> None:
+        while (message := self._reader.next_message()) is not None:
+            take(message)
 
     async def aclose(self) -> None:
         """Close the stream at once."""
