@@ -8,7 +8,7 @@ from p2p.errors import UsageError
 from p2p.units import MIB
 
 BURST_S = 0.005  # of a link's rate may pass at once after a pause
-BURST_LEAST, BURST_MOST = 16 * 1024, 128 * 1024
+BURST_LEAST, BURST_MOST = 40 * 1024, 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,11 +111,14 @@ def _sent(namespace: str, device: str) -> int:
 
 @dataclass
 class Switch:
-    """A bridge in a namespace of its own."""
+    """A bridge in a namespace of its own. It forwards, and nothing else: where a host has loaded
+    `br_netfilter`, each frame would pass its firewall at every port (5 % of all CPU time)."""
 
     name: str
 
     def __post_init__(self) -> None:
+        for setting in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):
+            sh("ip", "netns", "exec", self.name, "sh", "-c", f"echo 0 > {setting}")
         sh("ip", "-n", self.name, "link", "add", "name", "br0", "type", "bridge")
         sh("ip", "-n", self.name, "link", "set", "br0", "up")
 
