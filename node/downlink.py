@@ -34,6 +34,15 @@ class Received:
     duplicate_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request, and the range of the chunk that its answer is to bring."""
+
+    job: jobs.AskJob
+    start: int
+    end: int
+
+
 class Downlink(Polled):
     """One data connection that we dialled.
 
@@ -60,7 +69,7 @@ class Downlink(Polled):
         self._first_byte_s = first_byte_s
         self._stall_s = stall_s
         self._throttle = throttle
-        self._asked: deque[jobs.AskJob] = deque()
+        self._asked: deque[_Asked] = deque()
         self._head = bytearray()
         """what has come of a header and the digests behind it"""
         self._header: Header | None = None
@@ -95,13 +104,13 @@ class Downlink(Polled):
         frame = Header(Kind.REQUEST, job.request, job.chunk, start, end - start)
         if not self._asked:
             self._heard_s = trio.current_time()
-        self._asked.append(job)
+        self._asked.append(_Asked(job, start, end))
         if self._sock.send(frame.encode()) != dataframe.HEADER_BYTES:
             raise OSError(0, "the peer takes no requests")
 
     def cancel(self, request: int) -> bool:
         """Ask the peer to stop; the answer still comes. False if it is not ours."""
-        if all(job.request != request for job in self._asked):
+        if all(asked.job.request != request for asked in self._asked):
             return False
         frame = Header(Kind.CANCEL, request, 0)
         return self._sock.send(frame.encode()) == dataframe.HEADER_BYTES
@@ -110,7 +119,7 @@ class Downlink(Polled):
         """The connection is over: every request ends."""
         self._close_sink()
         while self._asked:
-            self._end(self._asked.popleft(), "failed", text)
+            self._end(self._asked.popleft().job, "failed", text)
 
     def check(self, now: float) -> None:
         """Give the peer up if it lets us wait too long."""
@@ -185,8 +194,14 @@ class Downlink(Polled):
             self._heard_s = trio.current_time()
 
     def _take(self, header: Header, digests: bytes) -> None:
-        job = self._asked[0] if self._asked else None
-        if job is None or header.request != job.request or header.chunk != job.chunk:
+        asked = self._asked[0] if self._asked else None
+        job = asked.job if asked is not None else None
+        if (
+            asked is None
+            or job is None
+            or header.request != job.request
+            or header.chunk != job.chunk
+        ):
             raise RemoteProtocolError(f"an answer to request {header.request} is out of order")
         if header.kind is not Kind.DATA:
             self._asked.popleft()
@@ -194,7 +209,8 @@ class Downlink(Polled):
             return
         if self._sink is None:
             self._begin_s = self._heard_s
-            self._sink = Sink(self._chunks, job.chunk, job.pin)
+            # what has come meanwhile from elsewhere is received again, and counted
+            self._sink = Sink(self._chunks, job.chunk, job.pin, (asked.start, asked.end))
             if self._chunks.manifest.block_count(job.chunk) > 1:
                 if not header.flags & Flag.DIGESTS:
                     raise RemoteProtocolError("a chunk of several blocks came without digests")
@@ -226,7 +242,7 @@ class Downlink(Polled):
         try:
             self._sink.advance(count)
         except (ChunkMismatch, StoreFull) as error:
-            self._refuse(self._asked[0], error)
+            self._refuse(self._asked[0].job, error)
             raise
         if not self._left:
             self._block_came(self._header)
@@ -236,7 +252,7 @@ class Downlink(Polled):
         self._header = None
         self._mark(1)  # a header is shorter than any mark
         if header.flags & Flag.LAST:
-            self._done(self._asked.popleft(), header.status)
+            self._done(self._asked.popleft().job, header.status)
 
     async def _pace(self) -> None:
         """Read as much as the limit allows: nothing is granted that does not move at once.

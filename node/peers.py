@@ -151,7 +151,10 @@ class Peers:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._poller.run)
             task_status.started()
-            await trio.serve_listeners(self._accept, listeners, handler_nursery=self._nursery)
+            try:
+                await trio.serve_listeners(self._accept, listeners, handler_nursery=self._nursery)
+            finally:
+                self._nursery = None
 
     def _hello(self, role: str) -> Hello:
         return Hello(
@@ -232,8 +235,9 @@ class Peers:
         return (await self._dial(peer, "data", pair)).stream
 
     def connect(self, peer: NodeId, addresses: tuple[str, ...]) -> None:
-        """Make a control session; PeerReady or PeerLost follows."""
-        assert self._nursery is not None
+        """Make a control session; PeerReady or PeerLost follows, unless this node is leaving."""
+        if self._nursery is None:
+            return
         self._know(peer, addresses)
         self._nursery.start_soon(self._connect, peer)
 
