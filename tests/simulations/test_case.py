@@ -52,4 +52,4 @@ def test_what_is_no_share_is_refused_by_name(text):
 
 
 def test_a_bucket_holds_five_milliseconds_within_bounds():
-    assert [burst_bytes(mbit) for mbit in (1, 100, 10_000)] == [16 * 1024, 62_500, 128 * 1024]
+    assert [burst_bytes(mbit) for mbit in (1, 100, 10_000)] == [40 * 1024, 62_500, 128 * 1024]
