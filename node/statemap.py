@@ -8,6 +8,9 @@ Layout of CACHE/<manifest id>/state (little-endian, as the machine is):
         12     4  generation   grows with each start of the node
         16     4  chunks
         20     4  stride       blocks of a full chunk
+        24     4  evictions    grows with each chunk that is dropped, after its bytes are 0 and
+                  before its space is given back: who read meanwhile may have read a hole
+        32     4  retired      1: the node has stopped or begun anew; nothing changes here any more
         64   256  64 wake counters of 4 bytes: counter `chunk % 64` grows after each change of a
                   block's byte, so that a reader can wait on it (futex)
       4096     -  one byte a block, at chunk * stride + block: 0 missing, 1 verified
@@ -27,6 +30,8 @@ from p2p.ids import Chunk
 MAGIC = b"SHOALMAP"
 VERSION = 1
 BODY = 4096
+EVICTIONS_AT = 24
+RETIRED_AT = 32
 COUNTERS_AT = 64
 COUNTERS = 64
 _HEAD = struct.Struct("<8sIIII")
@@ -73,8 +78,31 @@ class StateMap:
         self._map[start : start + blocks] = bytes([value]) * blocks
         self._wake(chunk)
 
+    def evict(self, chunk: Chunk, blocks: int) -> None:
+        """The chunk is about to be dropped. The caller gives its space back after this."""
+        self.set_chunk(chunk, blocks, MISSING)
+        self._grow(EVICTIONS_AT)
+
+    @property
+    def evictions(self) -> int:
+        """Compare before and after a read: a change means that the bytes may be a hole's."""
+        return int(_COUNTER.unpack_from(self._map, EVICTIONS_AT)[0])
+
+    def retire(self) -> None:
+        """Tell readers that nothing changes here any more, and wake those that wait."""
+        _COUNTER.pack_into(self._map, RETIRED_AT, 1)
+        for counter in range(COUNTERS):
+            self._wake(counter)
+
+    @property
+    def retired(self) -> bool:
+        """The node that wrote this map has stopped."""
+        return bool(_COUNTER.unpack_from(self._map, RETIRED_AT)[0])
+
     def _wake(self, chunk: Chunk) -> None:
-        at = COUNTERS_AT + 4 * (chunk % COUNTERS)
+        self._grow(COUNTERS_AT + 4 * (chunk % COUNTERS))
+
+    def _grow(self, at: int) -> None:
         (count,) = _COUNTER.unpack_from(self._map, at)
         _COUNTER.pack_into(self._map, at, (count + 1) & 0xFFFF_FFFF)
 
