@@ -139,7 +139,7 @@ class Download:
 
     def _carry_out(self, command: events.Command) -> None:
         match command:
-            case events.Ask():
+            case events.Ask() | events.AskAhead():
                 self._links.ask(command)
             case events.CancelAsk(request, peer):
                 self._links.cancel(request, peer)

@@ -52,6 +52,15 @@ class AskJob:
 
 
 @dataclass(frozen=True, slots=True)
+class AskAheadJob:
+    """Request chunks on downlink `link` that the peer is going to have: `[request, chunk, pin]`
+    each; the pin is empty where it is not known. Each is answered as an `AskJob` is."""
+
+    link: int
+    asks: list[tuple[int, int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
 class CancelJob:
     """Cancel a request."""
 
@@ -78,6 +87,13 @@ class FetchJob:
     total: int
     checksum: str = ""
     object: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Another worker of this node has brought a chunk: whoever waits for it may have it."""
+
+    chunk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,8 @@ Job = (
     | AddUplink
     | CloseLinks
     | AskJob
+    | AskAheadJob
+    | Arrived
     | CancelJob
     | FetchJob
     | RehashJob

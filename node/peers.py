@@ -14,6 +14,7 @@ from node.config import Timeouts
 from node.dial import Dialler
 from node.links import Links
 from node.pairs import Pair, Pairs
+from node.sockets import set_interactive
 from p2p import connection, events, messages
 from p2p.connection import FrameStream
 from p2p.digest import DIGEST_BYTES
@@ -255,6 +256,7 @@ class Peers:
         if peer in self._scopes:
             self._scopes[peer].cancel()
         frames.unbounded()
+        set_interactive(frames.stream.socket)
         outbox = Outbox()
         outbox.put(messages.BitfieldMessage(self._bitfield()))
         reason = "closed"

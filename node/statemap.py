@@ -13,7 +13,8 @@ Layout of CACHE/<manifest id>/state (little-endian, as the machine is):
         32     4  retired      1: the node has stopped or begun anew; nothing changes here any more
         64   256  64 wake counters of 4 bytes: counter `chunk % 64` grows after each change of a
                   block's byte, so that a reader can wait on it (futex)
-      4096     -  one byte a block, at chunk * stride + block: 0 missing, 1 verified
+      4096     -  one byte a block, at chunk * stride + block: 0 missing, 1 verified, 2 relayed: it
+                  matches digests that a peer sent, whose pin is not confirmed: passed on, not read
 
 One writer a byte: the worker that a chunk was given to. Bytes are plain stores; a reader that sees
 1 may read the block from the cache file.
@@ -37,7 +38,7 @@ COUNTERS = 64
 _HEAD = struct.Struct("<8sIIII")
 _COUNTER = struct.Struct("<I")
 
-MISSING, VERIFIED = 0, 1
+MISSING, VERIFIED, RELAYED = 0, 1, 2
 
 
 class StateMap:

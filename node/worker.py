@@ -120,7 +120,7 @@ class Worker:
         """Begin a job; what comes of it is reported."""
         nursery = self._nursery
         assert nursery is not None
-        if isinstance(job, jobs.AskJob):
+        if isinstance(job, jobs.AskJob | jobs.AskAheadJob):
             self._ask(job)
         else:
             self._take(job, sock, nursery)
@@ -148,8 +148,13 @@ class Worker:
                     with contextlib.suppress(OSError):
                         if downlink.cancel(request):
                             break
-            case jobs.FetchJob():
+            case jobs.Arrived(chunk):
+                assert self._chunks is not None
+                self._chunks.came(chunk)
+            case jobs.FetchJob(chunk=chunk):
                 assert self._fetcher is not None
+                assert self._chunks is not None
+                self._chunks.leave_relays(chunk)
                 nursery.start_soon(self._fetcher.fetch, job)
             case jobs.RehashJob(chunk, pin):
                 nursery.start_soon(self._rehash, chunk, pin)
@@ -170,14 +175,22 @@ class Worker:
         )  # fmt: skip
         self._send(jobs.Opened(0))
 
-    def _ask(self, job: jobs.AskJob) -> None:
+    def _ask(self, job: jobs.AskJob | jobs.AskAheadJob) -> None:
         downlink = self._downlinks.get(job.link)
         if downlink is None:
-            ended = jobs.AskEnded(job.request, job.chunk, "failed", 0.0, "the connection is gone")
-            self._send(ended)
+            if isinstance(job, jobs.AskAheadJob):
+                asks = job.asks
+            else:
+                asks = [(job.request, job.chunk, b"")]
+            for request, chunk, _ in asks:
+                text = "the connection is gone"
+                self._send(jobs.AskEnded(request, chunk, "failed", 0.0, text))
             return
         try:
-            downlink.ask(job)
+            if isinstance(job, jobs.AskJob):
+                downlink.ask(job)
+            else:
+                downlink.ask_ahead(job.asks)
         except OSError as error:
             if job.link in self._scopes:
                 self._scopes[job.link][1].cancel()

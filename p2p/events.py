@@ -29,6 +29,17 @@ class Ask:
     pin: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class AskAhead:
+    """Command: request chunks that the peer is going to have: (request, chunk, pin or nothing).
+
+    Each is answered as an `Ask` is, when the peer has the chunk, which may be never.
+    """
+
+    peer: NodeId
+    asks: tuple[tuple[int, Chunk, bytes], ...]
+
+
 # -- events: tracker ------------------------------------------------------------------------------
 
 
@@ -350,6 +361,7 @@ Event = (
 
 Command = (
     Ask
+    | AskAhead
     | Connect
     | Disconnect
     | CancelAsk
