@@ -1,5 +1,7 @@
 """The node's heartbeat: what it holds, what it fetches, how far; twice a second while it loads."""
 
+from collections.abc import Iterable
+
 import trio
 
 from node.config import Timeouts
@@ -36,6 +38,14 @@ class Announcer:
         announce = messages.Announce(self._announced, [], [], 0, 0, 0, 0, 0, manifest_id)
         self._tracker.send(announce)
 
+    def lost(self, chunks: Iterable[int]) -> None:
+        """The tracker was told that these are not held any more."""
+        if self._announced is not None:
+            bits = bytearray(self._announced)
+            for chunk in chunks:
+                bits[chunk >> 3] &= ~(0x80 >> (chunk & 7)) & 0xFF
+            self._announced = bytes(bits)
+
     def announce(self, download: Download) -> None:
         """Say what is so now."""
         swarm, totals = download.swarm, self._view.pool.totals()
@@ -60,6 +70,7 @@ class Announcer:
                 download.manifest_id,
                 download.origin_requests,
                 offset,
+                swarm.reading.on_demand,
             )
         )
         self._announced = bits

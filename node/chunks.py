@@ -167,6 +167,17 @@ class Chunks:
         end = (states.rindex(MISSING) + 1) * size
         return states.index(MISSING) * size, min(end, self.manifest.extent(chunk).length)
 
+    def missing_within(self, chunk: Chunk, start: int, end: int) -> tuple[int, int]:
+        """As `missing_range`, of the blocks of these bytes alone."""
+        first, last = self.block_span(start, end - start)
+        states, size = self.map.blocks(chunk, first, last), self.manifest.block_bytes
+        states = states.replace(_RELAYED, _MISSING)
+        if MISSING not in states:
+            return 0, 0
+        end = (first + states.rindex(MISSING) + 1) * size
+        start = (first + states.index(MISSING)) * size
+        return start, min(end, self.manifest.extent(chunk).length)
+
     def missing_spans(self, chunk: Chunk) -> list[tuple[int, int]]:
         """Offset and end, in the chunk, of each run of blocks that are not verified."""
         count, size = self.manifest.block_count(chunk), self.manifest.block_bytes
@@ -200,6 +211,11 @@ class Chunks:
         self._allocated[chunk] = (start, end)
         if len(self._allocated) > ALLOCATED:
             self._allocated.popitem(last=False)
+
+    def dropped(self, chunk: Chunk) -> None:
+        """Its space is given back: it has to be allocated again."""
+        self._allocated.pop(chunk, None)
+        self._relays.pop(chunk, None)
 
     def write(self, chunk: Chunk, offset: int, data: memoryview) -> None:
         """Bytes of a chunk, into space that was allocated.

@@ -84,6 +84,10 @@ def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, lis
     )
     model_dir = options["model_dir"]
     origin = options["origin"] or configuration.environment("OSS_PATH")
+    for flag in ("until_complete", "require_seal"):
+        if options[flag] and options["prefetch"] == "none":
+            name = flag.replace("_", "-")
+            raise UsageError(f"--{name} needs the whole model, which --prefetch none does not get")
     config = configuration.JoinConfig(
         trackers=trackers,
         model_dir=model_dir,
@@ -101,6 +105,9 @@ def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, lis
         bind_device=options["bind_device"],
         pin_workers=options["pin_workers"],
         limits=RateLimits(parse_limit(options["max_upload"]), parse_limit(options["max_download"])),
+        prefetch=options["prefetch"] == "all",
+        cache_bytes=_optional(parse_size, options["cache_size"]),
+        require_seal=options["require_seal"],
         replace=options["replace"],
         follow=options["follow"],
         until_complete=options["until_complete"],
@@ -160,7 +167,7 @@ def _with_connector(
         config,
         workers=workers,
         connections=connections,
-        expire_s=settings.expire_s,
+        expire_s=settings.expire_s if options["expire"] is None else options["expire"],
         audit=audit,
         log_path=log_path,
         log_level=level or config.log_level,
@@ -184,7 +191,7 @@ def status(cache_dir: Path | None, model_dir: Path | None, as_json: bool) -> Non
         words = [f"{way} {format_size(nic[f'{way}_bytes_s'])}/s" for way in ("in", "out")]
         shown[f"nic {nic['source_ip']}"] = ", ".join(words)
     for key, value in shown.items():
-        text = format_size(value) if key.endswith("bytes") else value
+        text = format_size(value) if key.endswith("bytes") and value is not None else value
         if key.endswith("_bytes_s"):
             text = shown_limit(value)
         click.echo(f"{key:<18} {text}")
@@ -214,6 +221,24 @@ def limit(
     shown = ask_node(cache_dir or configuration.default_cache_dir(model_dir), "limit", **wanted)
     for name in FIELDS:
         click.echo(f"max-{name.partition('_')[0]:<10} {shown_limit(shown[name])}")
+
+
+@main.command()
+@click.argument("path")
+@click.option("--cache-dir", type=click.Path(path_type=Path), envvar="P2P_CACHE_DIR", metavar="DIR")
+@click.option("--model-dir", type=click.Path(path_type=Path), envvar="MODEL_DIR", metavar="DIR")
+@click.option("--off", is_flag=True, help="They may be dropped again.")
+def keep(path: str, cache_dir: Path | None, model_dir: Path | None, off: bool) -> None:
+    """Never drop PATH, a file or folder of the model, from a bounded cache; get what is missing.
+
+    The node remembers it in its cache. Everything is meant by `.`.
+    """
+    from node.status import ask_node
+
+    directory = cache_dir or configuration.default_cache_dir(model_dir)
+    answer = ask_node(directory, "keep", path=path, keep=not off)
+    word = "may be dropped" if off else "kept"
+    click.echo(f"{len(answer['files'])} files {word}, {format_size(answer['kept_bytes'])} in all")
 
 
 @main.command()

@@ -41,11 +41,17 @@ class JoinConfig:
     pin_workers: bool = False
     limits: RateLimits = field(default_factory=RateLimits)
     """of all workers together, when the node starts"""
+    require_seal: bool = False
+    """readers wait until the store's checksum of a file is known to match"""
     replace: bool = False
     follow: bool = False
     """start the new revision when the object changes at the origin"""
+    prefetch: bool = True
+    """get the whole model; else only what is read"""
+    cache_bytes: int | None = None
+    """the most that the cache may hold; what was read goes for what is wanted"""
     expire_s: float | None = None
-    """how long a reader's cache outlives its last use"""
+    """in a bounded cache, what was read goes so long after its last use"""
     until_complete: bool = False
     linger_s: float = 30.0
     report: Path | None = None

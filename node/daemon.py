@@ -17,8 +17,10 @@ from node.announcer import Announcer
 from node.audit import Audit
 from node.config import JoinConfig, Timeouts
 from node.delivery import Delivery
+from node.demand import Demand
 from node.dial import Dialler
 from node.download import Download
+from node.holding import check, holding_of
 from node.inherit import inherit, remove_older
 from node.links import Links
 from node.nics import limits_for
@@ -103,6 +105,7 @@ class Daemon:
         self.model_dir: ModelDir | None = None
         self.seal: NodeSeal | None = None
         self.delivery: Delivery | None = None
+        self.demand: Demand | None = None
         self.nursery: trio.Nursery
         self.exit_code = 0
         self._replaces = bool(past.manifest_id)
@@ -213,8 +216,10 @@ class Daemon:
             )  # fmt: skip
         if self.origin is None and manifest.origin:
             self.origin = self._open_origin(manifest.origin)
+        bounded = check(config, manifest)
         self.store = store = await self._open_store(manifest)
-        if lacking := store.lacking_bytes():
+        holding = holding_of(config, store)
+        if config.prefetch and not bounded and (lacking := store.lacking_bytes()):
             log.warning("cache dir %s lacks %s for this model: going on until it is full",
                         config.cache_dir, format_size(lacking))  # fmt: skip
         self.report.manifest_id = manifest.id.hex()
@@ -229,6 +234,7 @@ class Daemon:
         swarm = Swarm(
             manifest, self.node, store.held, dict(store.suspects), dict(store.pins),
             self.rng, limits_for(config.connections * self.pool.count, len(config.source_ips)),
+            holding,
         )  # fmt: skip
         links = Links(
             self.pool, self.peers.dial_data, self.peers.pairs, self._feed, self.nursery,
@@ -241,11 +247,14 @@ class Daemon:
         self.download = self.view.download = Download(
             swarm, store, self.pool, self.peers, links, self.tracker, self.origin, self.audit,
             self.seal, self.allowances, self.nursery, self._on_chunk, self._on_complete,
+            self.announcer.lost,
         )  # fmt: skip
+        self.demand = self.view.demand = Demand(self._feed, evicts=swarm.reading.room.evicts)
         self.download.resumed_bytes = 0 if self._replaces else resumed
         self.peers.attach(
-            manifest.id, manifest.chunk_count, lambda: bytes(swarm.held), self._feed, links
-        )
+            manifest.id, manifest.chunk_count, lambda: bytes(swarm.held), self._feed, links,
+            on_demand=swarm.reading.on_demand,
+        )  # fmt: skip
         self.nursery.start_soon(self.download.run)
         self.nursery.start_soon(self.seal.run)
         self.nursery.start_soon(self.delivery.run)
@@ -255,6 +264,7 @@ class Daemon:
             self._feed(events.PinsLearned(tuple(self._tracker_pins.items())))
         if self.tracker.connected:
             self._tracker_found()
+        self.view.keep_on()
         self._feed(events.DeadlinePassed())
         self.nursery.start_soon(self._finish)
 
@@ -265,7 +275,7 @@ class Daemon:
             store = ChunkStore.open(self.cache, manifest)
         except OSError as error:
             raise StoreError(f"cache dir {self.cache.path}: {error.strerror}") from error
-        if self._replaces:
+        if self._replaces or self.config.cache_bytes is not None:
             await trio.to_thread.run_sync(remove_older, self.cache.path, manifest)
         return store
 
@@ -318,6 +328,8 @@ class Daemon:
                 )
             case messages.PeersGone(nodes):
                 self._feed(events.PeersWithdrawn(tuple(NodeId(node) for node in nodes)))
+            case messages.Holders():
+                self._holders(message)
             case messages.Leases(chunks, started_at):
                 self.view.started_at = started_at or self.view.started_at
                 self.allowances.leased(message, trio.current_time())
@@ -405,6 +417,15 @@ class Daemon:
             self._tracker_pins.update(pairs)
         else:
             self._feed(events.PinsLearned(pairs))
+
+    def _holders(self, message: messages.Holders) -> None:
+        """What readers here wait for has come to these nodes."""
+        if self.manifest is None or len(message.nodes) != len(message.chunks):
+            return
+        pairs = split_pins(message.chunks, message.pins, self.manifest.chunk_count)
+        self._feed(events.PinsLearned(pairs))
+        for pair, node in zip(pairs, message.nodes, strict=True):
+            self._feed(events.PeerHas(NodeId(node), (pair,)))
 
     def _send_pins(self, chunks: list[int]) -> None:
         if self.download is None:

@@ -20,7 +20,7 @@ from node.sockets import (
 )
 from node.throttle import Throttle
 from p2p import dataframe
-from p2p.dataframe import Flag, Header, Kind
+from p2p.dataframe import EndStatus, Flag, Header, Kind
 from p2p.digest import chunk_pin
 from p2p.errors import RemoteProtocolError, StoreFull
 from p2p.poller import READABLE
@@ -45,6 +45,8 @@ class _Asked:
     end: int
     waits: bool = False
     """it is answered when the peer has the chunk: silence says nothing"""
+    urgent: bool = False
+    """a reader is blocked on it: just these bytes are wanted"""
     sink: Sink | None = None
     begin_s: float = 0.0
 
@@ -101,19 +103,19 @@ class Downlink(Polled):
         Raises:
           OSError: the connection does not take it.
         """
-        asked = _Asked(job.request, job.chunk, job.pin, *self._chunks.missing_range(job.chunk))
+        asked = _Asked(job.request, job.chunk, job.pin, *self._missing(job), urgent=bool(job.end))
         if asked.start == asked.end:
             self._got(asked)
             return
         try:
-            self._chunks.allocate(job.chunk)
+            self._chunks.allocate(job.chunk, job.start, job.end or None)
         except StoreFull as error:
             self._end(asked, "no_space", str(error))
             return
         if not self._prompt:
             self._heard_s = trio.current_time()
         self._prompt += 1
-        self._send([asked], Flag.NONE)
+        self._send([asked], Flag.DEMAND if asked.urgent else Flag.NONE)
 
     def ask_ahead(self, asks: Iterable[tuple[int, int, bytes]]) -> None:
         """Send requests that wait until the peer has the chunks: number, chunk, pin or nothing.
@@ -142,6 +144,12 @@ class Downlink(Polled):
         if self._sock.send(data) != len(data):
             raise OSError(0, "the peer takes no requests")
 
+    def _missing(self, job: jobs.AskJob) -> tuple[int, int]:
+        """What is missing of what a request is to bring; equal if nothing is."""
+        if job.end:
+            return self._chunks.missing_within(job.chunk, job.start, job.end)
+        return self._chunks.missing_range(job.chunk)
+
     def cancel(self, request: int) -> bool:
         """Ask the peer to stop; the answer still comes. False if it is not ours."""
         if request not in self._asked:
@@ -169,6 +177,9 @@ class Downlink(Polled):
         self._report(jobs.AskEnded(asked.request, asked.chunk, why, retry_after_s, text))
 
     def _got(self, asked: _Asked) -> None:
+        if asked.urgent and self._chunks.missing_range(asked.chunk) != (0, 0):
+            self._report(jobs.GotBlocks(asked.request, asked.chunk))
+            return
         digests = self._chunks.settle(asked.chunk, asked.pin)
         if not digests:
             self._end(asked, "failed", "blocks of several pins: those that peers sent are dropped")
@@ -337,8 +348,10 @@ class Downlink(Polled):
                 self._window.came(sink.position - sink.start, seconds)
             asked.pin = asked.pin or sink.pin or b""
         self._ended(asked)
-        if complete and self._chunks.missing_range(asked.chunk) == (0, 0):
+        if complete and (asked.urgent or self._chunks.missing_range(asked.chunk) == (0, 0)):
             self._got(asked)
+        elif status == EndStatus.DROPPED:
+            self._end(asked, "not_have", "the peer dropped it meanwhile")
         else:
             self._end(asked, "failed", f"the answer ended with status {status}")
 

@@ -7,6 +7,7 @@ swarm is never re-entered.
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from urllib.parse import unquote
 
@@ -43,6 +44,7 @@ class Download:
       allowances: answers workers that want to ask the origin.
       on_chunk: called with each chunk that is recorded as verified.
       on_complete: called each time the swarm becomes complete.
+      on_lost: called with chunks of which the tracker was told that they are not held any more.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class Download:
         nursery: trio.Nursery,
         on_chunk: Callable[[Chunk], None],
         on_complete: Callable[[], None],
+        on_lost: Callable[[tuple[Chunk, ...]], None],
     ) -> None:
         self.swarm = swarm
-        self._store = store
+        self.store = store
         self._pool = pool
         self._peers = peers
         self._links = links
@@ -70,6 +73,7 @@ class Download:
         self._origin = origin
         self._on_chunk = on_chunk
         self._on_complete = on_complete
+        self._on_lost = on_lost
         self._queue: deque[events.Event] = deque()
         self._feeding = False
         self._changed = trio.Event()
@@ -79,6 +83,8 @@ class Download:
         self._seal = seal
         self._allowances = allowances
         self._nursery = nursery
+        self._dropping: dict[Chunk, int] = {}
+        """workers that have not answered yet"""
         self._fetch_load = [0] * pool.count
         self._fetch_worker: dict[Chunk, int] = {}
         self._fetch_jobs: dict[Chunk, jobs.FetchJob] = {}
@@ -88,7 +94,7 @@ class Download:
     @property
     def manifest_id(self) -> ManifestId:
         """The revision."""
-        return self._store.manifest.id
+        return self.store.manifest.id
 
     def feed(self, event: events.Event) -> None:
         """Give the swarm an event and carry out what it commands."""
@@ -143,8 +149,16 @@ class Download:
                 self._links.ask(command)
             case events.CancelAsk(request, peer):
                 self._links.cancel(request, peer)
-            case events.Fetch(chunk):
-                self._fetch(chunk)
+            case events.Fetch():
+                self._fetch(command)
+            case events.Hurry(chunk, start, end):
+                if (worker := self._fetch_worker.get(chunk)) is not None:
+                    self._pool.submit(worker, jobs.HurryJob(chunk, start, end))
+            case events.Drop(chunk):
+                self.store.evict(chunk)
+                self._dropping[chunk] = self._pool.count
+                for worker in range(self._pool.count):
+                    self._pool.submit(worker, jobs.DropJob(chunk))
             case events.Rehash(chunk, pin):
                 self._pool.submit(chunk % self._pool.count, jobs.RehashJob(chunk, pin))
             case events.Connect(peer, addresses):
@@ -176,8 +190,13 @@ class Download:
                 log.warning("corrupt chunk=%d from peer=%s: refused", chunk, short(peer))
                 self._peers.send(peer, messages.Corrupt(chunk))
                 self._tracker.send(messages.PeerReported(peer, chunk))
+            case events.ReportLost(chunks):
+                self._tracker.send(messages.Lost(list(chunks)))
+                self._on_lost(chunks)
+            case events.SendWants(needed, soon):
+                self._tracker.send(messages.Wants(list(needed), list(soon)))
             case events.ReportFetched(pins):
-                known = [self._store.checksums.get(chunk, b"") for chunk, _ in pins]
+                known = [self.store.checksums.get(chunk, b"") for chunk, _ in pins]
                 checksums = b"".join(known) if all(known) else b""
                 self._tracker.send(messages.Fetched(*join_pins(pins), checksums))
             case events.ReturnLease(chunk, text, fatal, retry_after_s, changed):
@@ -189,7 +208,8 @@ class Download:
 
     # -- the origin -------------------------------------------------------------------------------
 
-    def _fetch(self, chunk: Chunk) -> None:
+    def _fetch(self, fetch: events.Fetch) -> None:
+        chunk = fetch.chunk
         if self._origin is None:
             text = "this node knows no origin: give it --origin URL"
             self.feed(events.FetchFailed(chunk, text, fatal=True))
@@ -197,17 +217,18 @@ class Download:
         worker = min(range(len(self._fetch_load)), key=lambda i: (self._fetch_load[i], i))
         self._fetch_load[worker] += 1
         self._fetch_worker[chunk] = worker
-        self._nursery.start_soon(self._submit_fetch, self._origin, chunk, worker)
+        self._nursery.start_soon(self._submit_fetch, self._origin, fetch, worker)
 
-    async def _submit_fetch(self, origin: Origin, chunk: Chunk, worker: int) -> None:
+    async def _submit_fetch(self, origin: Origin, fetch: events.Fetch, worker: int) -> None:
         """Sign a fetch, which may need fresh credentials, and hand it to a worker."""
         try:
-            job = await origin.fetch_job(self._store.manifest, chunk)
+            job = await origin.fetch_job(self.store.manifest, fetch.chunk)
         except (OriginError, UsageError) as error:
             fatal = not isinstance(error, OriginError) or error.fatal
-            self._fetch_failed(jobs.FetchEnded(chunk, str(error), fatal, 0.0, False))
+            self._fetch_failed(jobs.FetchEnded(fetch.chunk, str(error), fatal, 0.0, False))
             return
-        self._fetch_jobs[chunk] = job
+        job = replace(job, start=fetch.start, end=fetch.end) if fetch.end else job
+        self._fetch_jobs[fetch.chunk] = job
         self._pool.submit(worker, job)
 
     async def _refused(self, origin: Origin, job: jobs.FetchJob, ended: jobs.FetchEnded) -> None:
@@ -215,7 +236,8 @@ class Download:
         if await origin.refused(job, ended):
             worker = self._fetch_worker.get(ended.chunk)
             if worker is not None:
-                await self._submit_fetch(origin, ended.chunk, worker)
+                again = events.Fetch(job.chunk, job.start, job.end)
+                await self._submit_fetch(origin, again, worker)
         else:
             self._fetch_failed(ended)
 
@@ -241,6 +263,11 @@ class Download:
         match report:
             case jobs.Got():
                 self._got(report)
+            case jobs.GotBlocks(request):
+                self._links.ended(request)
+                self.feed(events.BlocksVerified(request))
+            case jobs.Dropped(chunk):
+                self._dropped(chunk)
             case jobs.AskEnded():
                 self._ask_ended(report)
             case jobs.FetchEnded(chunk=chunk, status=status):
@@ -255,9 +282,11 @@ class Download:
                     unquote(report.object), report.start, report.end, report.status, report.bytes,
                     round(report.seconds * 1000), report.request_id, report.kind,
                 )  # fmt: skip
+            case jobs.Damaged(chunk) if self._is_gone(chunk):
+                self._seal.computed(chunk, b"")  # it was dropped while it was read
             case jobs.Damaged(chunk):
                 log.warning("damaged chunk=%d in the cache: dropped, to be fetched again", chunk)
-                self._store.forget(chunk)
+                self.store.forget(chunk)
                 self._seal.computed(chunk, b"")
                 self.feed(events.ChunkDamaged(chunk))
             case jobs.Checksummed(chunk, checksum):
@@ -265,15 +294,27 @@ class Download:
             case jobs.LinkClosed(link, peer, _text):
                 self._links.closed(link, NodeId(peer))
 
+    def _is_gone(self, chunk: Chunk) -> bool:
+        swarm = self.swarm
+        return swarm.reading.room.evicts and chunk not in swarm.held and chunk not in swarm.suspects
+
+    def _dropped(self, chunk: Chunk) -> None:
+        """A worker has let go of a chunk; its bytes go when all have."""
+        self._dropping[chunk] -= 1
+        if not self._dropping[chunk]:
+            del self._dropping[chunk]
+            self.store.punch(chunk)
+            self.feed(events.ChunkDropped(chunk))
+
     def _got(self, report: jobs.Got) -> None:
         source = events.Source(report.source)
         if source is events.Source.ORIGIN:
             self._fetch_ended(report.chunk)
         if report.request:
             self._links.ended(report.request)
-        if source is events.Source.DISK and report.chunk in self._store.suspects:
-            self.resumed_bytes += self._store.manifest.extent(report.chunk).length
-        self._store.record(report.chunk, report.pin, report.digests, report.checksum)
+        if source is events.Source.DISK and report.chunk in self.store.suspects:
+            self.resumed_bytes += self.store.manifest.extent(report.chunk).length
+        self.store.record(report.chunk, report.pin, report.digests, report.checksum)
         self.feed(events.ChunkVerified(report.chunk, source, report.pin, report.request))
         self._on_chunk(report.chunk)
 
@@ -290,6 +331,6 @@ class Download:
                 self.feed(events.AskRefused(report.request, None))
             case "no_space":
                 log.warning("no space for chunk=%d in the cache dir", report.chunk)
-                self.feed(events.SpaceExhausted(report.chunk))
+                self.feed(events.SpaceExhausted(report.chunk, report.request))
             case _:
                 self.feed(events.AskFailed(report.request, report.text))

@@ -105,9 +105,12 @@ class Fetcher:
         crcs: dict[int, int] = {}
         crc = checksum_function(job.checksum) if job.checksum else None
         if urlsplit(job.url).scheme == "file":
-            start, end = self._chunks.missing_range(job.chunk)
-            if start < end:
-                await self._copy(job, self._sink(job, start, end, crcs, crc))
+            spans = [self._chunks.missing_within(job.chunk, job.start, job.end)] if job.end else []
+            for start, end in (*spans, (0, 0)):
+                if start == end:
+                    start, end = self._chunks.missing_range(job.chunk)
+                if start < end:
+                    await self._copy(job, self._sink(job, start, end, crcs, crc))
         else:
             async with trio.open_nursery() as nursery:
 
@@ -115,6 +118,11 @@ class Fetcher:
                     sink = self._sink(job, start, end, crcs, crc)
                     nursery.start_soon(self._span, job, sink, begin, kind)
 
+                if job.end:  # for a reader: nothing else of this chunk competes with it
+                    start, end = self._chunks.missing_within(job.chunk, job.start, job.end)
+                    if start < end:
+                        sink = self._sink(job, start, end, crcs, crc)
+                        await self._span(job, sink, begin, "urgent")
                 for first, last in self._chunks.missing_spans(job.chunk):
                     for start, end in self._size.cut(
                         first, last, self._chunks.manifest.block_bytes
@@ -142,6 +150,12 @@ class Fetcher:
             parts.append((crcs[block], self._chunks.block_length(job.chunk, block)))
         return combine(job.checksum, parts).to_bytes(CHECKSUM_BYTES, "big")
 
+    def hurry(self, chunk: int, start: int, end: int) -> None:
+        """A reader is blocked on these bytes of a chunk that is being fetched."""
+        if self.spans.hurry(chunk, start, end):
+            self._freed.set()
+            self._freed = trio.Event()
+
     # -- one range --------------------------------------------------------------------------------
 
     async def _span(
@@ -154,14 +168,17 @@ class Fetcher:
           OSError, trio.TooSlowError: no answer came.
         """
         offset = self._chunks.manifest.extent(job.chunk).offset
-        span = Span(job, sink, offset, Tries(self._rng), self.sources.all[0], begin, kind)
+        span = Span(
+            job, sink, offset, Tries(self._rng), self.sources.all[0], begin,
+            "first" if kind == "urgent" else kind, kind == "urgent",
+        )  # fmt: skip
         self.spans.all[span] = None
         try:
             while not sink.complete:
                 before, answer, wait_s = sink.position, Answer(), 0.0
                 try:
                     async with (
-                        self._slot() as span.source,
+                        self._slot(span) as span.source,
                         self._permits.request(job.chunk, sink, answer),
                     ):
                         with trio.CancelScope() as span.request:
@@ -178,9 +195,12 @@ class Fetcher:
             sink.close()
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[Source]:
+    async def _slot(self, span: Span) -> AsyncIterator[Source]:
         """A request's place at one of the local addresses."""
         while (source := self.sources.take(now := trio.current_time())) is None:
+            if span.urgent:
+                source = self.sources.take_at_once(now)
+                break
             freed = self._freed
             with trio.move_on_at(self.sources.next_deadline(now)):
                 await freed.wait()

@@ -43,12 +43,18 @@ class CloseLinks:
 
 @dataclass(frozen=True, slots=True)
 class AskJob:
-    """Request the missing blocks of a chunk on downlink `link`."""
+    """Request the missing blocks of a chunk on downlink `link`.
+
+    With an `end`: just those of these bytes, for a reader; answered by `GotBlocks`, or by `Got` if
+    the chunk is whole then.
+    """
 
     request: int
     link: int
     chunk: int
     pin: bytes
+    start: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,8 @@ class FetchJob:
     validator that a 206 must carry (empty: Last-Modified must equal `modified`). `total` is the
     size of the whole object. For `file://` URLs `etag` is "size-mtime_ns". `checksum` names the
     store's own checksum to compute along the way ("crc64xz", "crc64nvme" or nothing), and
-    `object` is the object's public URL, for the audit log.
+    `object` is the object's public URL, for the audit log. With an `end`: the blocks of bytes
+    `start` to `end` of the chunk come first, and do not wait for a connection.
     """
 
     chunk: int
@@ -87,6 +94,25 @@ class FetchJob:
     total: int
     checksum: str = ""
     object: str = ""
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HurryJob:
+    """A reader is blocked on these bytes of a chunk that is being fetched: they come next."""
+
+    chunk: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropJob:
+    """The chunk is marked as missing, and its bytes will be gone once all workers have answered
+    with `Dropped`: do not read them any more."""
+
+    chunk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +179,8 @@ Job = (
     | Arrived
     | CancelJob
     | FetchJob
+    | HurryJob
+    | DropJob
     | RehashJob
     | ChecksumJob
     | SetLimits
@@ -189,6 +217,21 @@ class Got:
     pin: bytes
     digests: bytes
     checksum: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GotBlocks:
+    """The blocks that a request with an `end` asked for are verified; the chunk is not whole."""
+
+    request: int
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Nobody in this worker reads the chunk any more."""
+
+    chunk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +356,8 @@ Report = (
     Opened
     | OpenFailed
     | Got
+    | GotBlocks
+    | Dropped
     | AskEnded
     | FetchEnded
     | AllowanceWanted

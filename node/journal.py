@@ -37,6 +37,8 @@ class Contents:
     """size and mtime_ns of a cache file when nothing more was to be written to it"""
     sealed: dict[int, None] = field(default_factory=dict)
     """files that were compared with the store's own checksum, and matched"""
+    kept: dict[int, None] = field(default_factory=dict)
+    """files that a bounded cache must not drop"""
 
     def take(self, record: list[Any]) -> None:
         """Apply one record; unknown kinds are skipped."""
@@ -53,6 +55,10 @@ class Contents:
                 self.stamps[file] = (size, mtime_ns)
             case ["sealed", int(file)]:
                 self.sealed[file] = None
+            case ["keep", int(file)]:
+                self.kept[file] = None
+            case ["unkeep", int(file)]:
+                self.kept.pop(file, None)
             case ["broken", int(file)]:
                 self.sealed.pop(file, None)
             case ["checksum", int(chunk), bytes(checksum)] if chunk in self.pins:
@@ -103,6 +109,8 @@ class Journal:
                 file.write(pack_record(["stamp", number, size, mtime_ns]))
             for number in contents.sealed:
                 file.write(pack_record(["sealed", number]))
+            for number in contents.kept:
+                file.write(pack_record(["keep", number]))
         temporary.replace(path)
         self._file: IO[bytes] = path.open("ab", buffering=0)
         self._end = self._file.tell()

@@ -37,6 +37,8 @@ class Downlink:
     peer: NodeId
     pair: Pair
     ready: bool = False
+    urgent: bool = False
+    """for what readers are blocked on: whole chunks never wait in front of it"""
     failing: bool = False
     """a request on it failed: it gets no more until another one succeeds"""
     waiting: list[Ask | AskAhead] = field(default_factory=list)
@@ -117,11 +119,14 @@ class Links:
     def ask(self, ask: Ask | AskAhead) -> None:
         """Send requests to a peer on its least loaded connection, dialling one if need be."""
         links = self._down.setdefault(ask.peer, {})
+        if isinstance(ask, Ask) and ask.end:
+            self._ask_at_once(ask)
+            return
         down = self._least(ask.peer)
         if down is None or down.asked:
             # an ask that a ready connection can take does not wait for a new one
             opened = self._open_more(ask.peer)
-            dialled = [one for one in links.values() if not one.ready]
+            dialled = [one for one in links.values() if not one.ready and not one.urgent]
             down = down or opened or min(dialled, key=lambda d: len(d.waiting), default=None)
         if down is None:
             self._fail(ask, "the peer has no address")
@@ -134,18 +139,34 @@ class Links:
         for request in _requests(ask):
             self._feed(AskFailed(request, text))
 
+    def _ask_at_once(self, ask: Ask) -> None:
+        """For a reader: on a connection of its own, or meanwhile on one that is idle."""
+        urgent = next((one for one in self._down[ask.peer].values() if one.urgent), None)
+        urgent = urgent or self._open_more(ask.peer, urgent=True)
+        idle = self._least(ask.peer)
+        if urgent is not None and urgent.ready:
+            self._send(urgent, ask)
+        elif idle is not None and (not idle.asked or urgent is None):
+            self._send(idle, ask)
+        elif urgent is not None:
+            urgent.waiting.append(ask)
+        else:
+            self._fail(ask, "the peer has no address")
+
     def _least(self, peer: NodeId, but: Downlink | None = None) -> Downlink | None:
-        able = [one for one in self._down.get(peer, {}).values() if one.ready and one is not but]
+        links = self._down.get(peer, {}).values()
+        able = [one for one in links if one.ready and one is not but and not one.urgent]
         return min(able, key=lambda one: (one.failing, one.asked), default=None)
 
-    def _open_more(self, peer: NodeId) -> Downlink | None:
+    def _open_more(self, peer: NodeId, *, urgent: bool = False) -> Downlink | None:
         links = self._down[peer]
         pairs = self._pairs(peer)
-        pair = pairs.pick([one.pair for one in links.values()], trio.current_time())
+        same = [one.pair for one in links.values() if one.urgent == urgent]
+        pair = pairs.pick(same, trio.current_time())
         if pair is None:
             return None
         link, worker = self._new_link(pair[0])
-        down = links[link] = Downlink(link, worker, peer, pair)
+        down = links[link] = Downlink(link, worker, peer, pair, urgent=urgent)
         self._nursery.start_soon(self._open, down)
         return down
 
@@ -158,7 +179,8 @@ class Links:
         else:
             self._asked[ask.request] = Asked(down, ask if once_more else None)
             down.asked += 1
-            self._pool.submit(down.worker, AskJob(ask.request, down.link, ask.chunk, ask.pin))
+            job = AskJob(ask.request, down.link, ask.chunk, ask.pin, ask.start, ask.end)
+            self._pool.submit(down.worker, job)
 
     async def _open(self, down: Downlink) -> None:
         peer = down.peer

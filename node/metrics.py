@@ -44,6 +44,18 @@ class NodeCollector(Collector):
         yield CounterMetricFamily(
             "p2p_corrupt_chunks", "Chunks refused or dropped.", value=status["corrupt_chunks"]
         )
+        yield CounterMetricFamily(
+            "p2p_evicted_chunks", "Chunks dropped for room.", value=status["evicted_chunks"]
+        )
+        yield CounterMetricFamily(
+            "p2p_again_bytes", "Bytes that came again after they had been dropped.",
+            value=status["again_bytes"],
+        )  # fmt: skip
+        cache = status["cache_limit_bytes"]
+        yield GaugeMetricFamily(
+            "p2p_cache_limit_bytes", "What the cache may hold; +Inf: no limit.",
+            value=inf if cache is None else float(cache),
+        )  # fmt: skip
         limits = GaugeMetricFamily(
             "p2p_limit_bytes_per_second", "Limits in force; +Inf: none.", labels=["direction"]
         )

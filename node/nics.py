@@ -110,6 +110,13 @@ class Sources:
             source.took(now)
         return source
 
+    def take_at_once(self, now: float) -> Source:
+        """A slot beyond those that are there, for what a reader is blocked on."""
+        up = [one for one in self.all if one.down_until <= now] or self.all
+        source = self.best(now) or min(up, key=lambda one: one.used)
+        source.took(now)
+        return source
+
     def best(self, now: float, but: Source | None = None) -> Source | None:
         """Where a request can expect most, if a slot is free anywhere (except at `but`)."""
         able = [one for one in self.all if one is not but and self._room(one, now) > 0]

@@ -130,6 +130,32 @@ _FILES = (
         help="Chunks and journal [default: a hidden folder beside the model dir].",
     ),
     click.option(
+        "--require-seal",
+        is_flag=True,
+        help="Readers wait until a file is known to match the store's own checksum.",
+    ),
+    click.option(
+        "--prefetch",
+        type=click.Choice(["all", "none"]),
+        default="all",
+        show_default=True,
+        help="Get the whole model, or only what is read.",
+    ),
+    click.option(
+        "--cache-size",
+        metavar="SIZE",
+        help="The most that the cache may hold, like 200GiB; may be smaller than the model "
+        "[default: no limit].",
+    ),
+    click.option(
+        "--expire",
+        type=click.FloatRange(0),
+        metavar="SECONDS",
+        help="Of a cache that is smaller than the model: what was read goes so long after its last "
+        "use, if another node has it [default: the connector's expireTimeSec; else only for what "
+        "is wanted].",
+    ),
+    click.option(
         "--connector-config",
         type=_FILE,
         metavar="FILE",

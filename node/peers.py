@@ -95,6 +95,7 @@ class Peers:
         self._manifest_id: ManifestId | None = None
         self._chunk_count = 0
         self._bitfield: Callable[[], bytes] = bytes
+        self._on_demand = False
         self._feed: Callable[[events.Event], None] = lambda _event: None
         self._handshakes = trio.CapacityLimiter(HANDSHAKES_AT_ONCE)
         self._outboxes: dict[NodeId, Outbox] = {}
@@ -135,13 +136,17 @@ class Peers:
         bitfield: Callable[[], bytes],
         feed: Callable[[events.Event], None],
         links: Links,
+        *,
+        on_demand: bool = False,
     ) -> None:
         """The manifest is known: from here on peers are let in.
 
         Args:
           bitfield: gives what this node holds now, in wire form.
           feed: takes events for the swarm.
+          on_demand: this node gets only what is read here.
         """
+        self._on_demand = on_demand
         self._manifest_id, self._chunk_count = manifest_id, chunk_count
         self._bitfield, self._feed, self.links = bitfield, feed, links
 
@@ -258,7 +263,7 @@ class Peers:
         frames.unbounded()
         set_interactive(frames.stream.socket)
         outbox = Outbox()
-        outbox.put(messages.BitfieldMessage(self._bitfield()))
+        outbox.put(messages.BitfieldMessage(self._bitfield(), self._on_demand))
         reason = "closed"
         with trio.CancelScope() as scope:
             self._scopes[peer], self._outboxes[peer] = scope, outbox
@@ -301,7 +306,7 @@ class Peers:
         if len(first.bits) != (self._chunk_count + 7) // 8:
             raise RemoteProtocolError(f"a bitfield of {len(first.bits)} bytes")
         self._unready.pop(peer, None)
-        self._feed(events.PeerReady(peer, first.bits))
+        self._feed(events.PeerReady(peer, first.bits, first.on_demand))
 
         def take(message: Message) -> None:
             if (event := self._event(peer, message)) is not None:

@@ -28,6 +28,8 @@ class Span:
     start: Callable[[int, int, str], None]
     """begins another range of the same chunk"""
     kind: str = "first"
+    urgent: bool = False
+    """a reader is blocked on it: it waits for no slot"""
     request: trio.CancelScope | None = None
     """of the request under way: cancelled, the range goes on from another address"""
 
@@ -48,6 +50,38 @@ class Spans:
         self._sources = sources
         self._block_bytes = block_bytes
         self.all: dict[Span, None] = {}
+
+    def hurry(self, chunk: int, start: int, end: int) -> bool:
+        """These bytes of a chunk come next: they are cut out of what is still to come.
+
+        Returns:
+          A range has become urgent that may wait for a slot.
+        """
+        waits = False
+        for span in [span for span in self.all if span.job.chunk == chunk]:
+            sink = span.sink
+            first, last = max(start, sink.position), min(end, sink.end)
+            if first >= last:
+                continue
+            under_way = sink.position + sink.block_left
+            if span.request is None:
+                span.urgent = waits = True
+                if last < sink.end:
+                    self._cut(span, last, sink.end, "first")
+            elif first >= under_way:
+                until = sink.end
+                if self._cut(span, first, last, "urgent") and last < until:
+                    span.start(last, until, "first")
+        return waits
+
+    def _cut(self, span: Span, start: int, end: int, kind: str) -> bool:
+        """Another request reads what comes from `start` on, at first as far as `end`."""
+        try:
+            span.start(start, end, kind)
+        except StoreFull:
+            return False
+        span.sink.cut(start)
+        return True
 
     def balance(self, now: float) -> None:
         """Measure all addresses, and let an idle one help the range that would end last."""
@@ -80,11 +114,7 @@ class Spans:
         at += -at % self._block_bytes  # a file's last block is shorter
         if not sink.position + sink.block_left <= at < end:
             return
-        try:
-            span.start(at, end, "steal")
-        except StoreFull:
-            return
-        sink.cut(at)
+        self._cut(span, at, end, "steal")
 
 
 class Memory:

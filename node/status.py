@@ -5,6 +5,7 @@ One request a connection: a line of JSON with a `command`, and one JSON document
     {"command": "status"}                              the status; an empty request means this too
     {"command": "limit"}                               the limits in force
     {"command": "limit", "upload_bytes_s": 2500000}    changes what is named; null: no limit
+    {"command": "keep", "path": "a", "keep": true}     never drop this file or folder, or allow it
 
 A request that is not understood is answered with `{"error": "why"}`. Only this user may connect.
 """

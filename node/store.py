@@ -13,6 +13,7 @@ size and modification time of its last stamp. A file is stamped when it is compl
 node ends in order. All other chunks of the journal are suspects: hashed before they count.
 """
 
+import ctypes
 import fcntl
 import logging
 import os
@@ -28,6 +29,11 @@ from p2p.ids import Chunk
 from p2p.manifest import Manifest
 
 log = logging.getLogger(__name__)
+
+PAGE = 4096
+KEEP_SIZE, PUNCH_HOLE = 1, 2  # of fallocate(2), which Python does not have with flags
+_FALLOCATE = ctypes.CDLL(None, use_errno=True).fallocate64
+_FALLOCATE.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 FORMAT_VERSION = "1"
 
@@ -98,6 +104,7 @@ class ChunkStore:
         self.pins: dict[Chunk, bytes] = dict(contents.pins)
         self.checksums: dict[Chunk, bytes] = {c: s for c, s in contents.checksums.items() if s}
         self.sealed = {file for file in contents.sealed if file < len(manifest.files)}
+        self.kept = {file: None for file in contents.kept if file < len(manifest.files)}
         self._verified = Bitfield(manifest.chunk_count)
         self._missing = [len(manifest.chunks_of(i)) for i in range(len(manifest.files))]
         same_boot = contents.boot_id == boot_id()
@@ -189,6 +196,62 @@ class ChunkStore:
             self._verified.discard(chunk)
             self._missing[self.manifest.extent(chunk).file] += 1
         self._journal.append(["drop", chunk])
+
+    def record_kept(self, file: int, *, kept: bool) -> None:
+        """The file must not be dropped, or may be again."""
+        if kept:
+            self.kept[file] = None
+        else:
+            self.kept.pop(file, None)
+        self._journal.append(["keep" if kept else "unkeep", file])
+
+    # -- what goes --------------------------------------------------------------------------------
+
+    def evict(self, chunk: Chunk) -> None:
+        """The chunk counts no more, here and after a restart; its space is still taken."""
+        self._map.evict(chunk, self.manifest.block_count(chunk))
+        self.forget(chunk)
+
+    def punch(self, chunk: Chunk) -> None:
+        """Give the space of a chunk back, when nobody reads it any more.
+
+        Raises:
+          StoreError: the filesystem cannot do that.
+        """
+        extent = self.manifest.extent(chunk)
+        self._punch(extent.file, extent.offset, extent.length)
+
+    def _punch(self, file: int, offset: int, length: int) -> None:
+        """Whole pages: a part of one would be cleared where a socket may still send from it."""
+        length += -length % PAGE
+        with self.file_path(file).open("r+b") as stream:
+            if _FALLOCATE(stream.fileno(), KEEP_SIZE | PUNCH_HOLE, offset, length):
+                text = os.strerror(ctypes.get_errno())
+                raise StoreError(f"cache dir {self.directory}: space cannot be given back: {text}")
+
+    def bound(self) -> None:
+        """This cache drops chunks: free what is in its files and not in its journal.
+
+        Raises:
+          StoreError: the files are also in a model dir, or the filesystem cannot punch holes.
+        """
+        for file, entry in enumerate(self.manifest.files):
+            path = self.file_path(file)
+            if path.stat().st_nlink > 1 and entry.size_bytes:
+                raise StoreError(
+                    f"{path} is linked elsewhere (a model dir), where a bounded cache would cut "
+                    "holes into it: use another --cache-dir"
+                )
+            start = 0
+            for chunk in (*self.manifest.chunks_of(file), None):
+                known = chunk is None or chunk in self._verified or chunk in self.suspects
+                if not known:
+                    continue
+                at = entry.size_bytes if chunk is None else self.manifest.extent(chunk).offset
+                if start < at:
+                    self._punch(file, start, at - start)
+                if chunk is not None:
+                    start = at + self.manifest.extent(chunk).length
 
     def record_checksum(self, chunk: Chunk, checksum: bytes) -> None:
         """The store's checksum of a held chunk is known."""

@@ -48,7 +48,9 @@ class _Transfer:
     offset: int = 0
     """in the file, of the next byte of the block under way"""
     left: int = 0
-    """bytes of it that are still to be sent"""
+    """bytes of it that are still to be sent from the file"""
+    dropped: bool = False
+    """no further block is sent: the chunk is on its way out of the cache"""
 
     @property
     def end(self) -> int:
@@ -98,6 +100,19 @@ class Uplink(Polled):
         self._resumable.clear()
         if self._transfer is not None:
             self._end_transfer(self._transfer)
+
+    def drop(self, chunk: int) -> None:
+        """The chunk's bytes will be gone: take what was promised of them into memory. What was sent
+        already is safe: the kernel holds its pages."""
+        transfer = self._transfer
+        if transfer is None or transfer.header.chunk != chunk:
+            return
+        if transfer.left:
+            descriptor = self._chunks.descriptor(transfer.file)
+            self._out += os.pread(descriptor, transfer.left, transfer.offset)
+            self._served.bytes += transfer.left
+            transfer.left = 0
+        transfer.dropped = True
 
     def check(self, now: float) -> None:
         """Give up a peer that takes nothing."""
@@ -239,8 +254,10 @@ class Uplink(Polled):
     def _next_block(self, transfer: _Transfer) -> None:
         """A header for the next block, or the end of the answer."""
         header, manifest = transfer.header, self._chunks.manifest
-        if header.request in self._cancelled and transfer.at < transfer.end:
-            self._answer(header, Kind.END, EndStatus.CANCELLED)
+        stopped = transfer.dropped or header.request in self._cancelled
+        if stopped and transfer.at < transfer.end:
+            status = EndStatus.DROPPED if transfer.dropped else EndStatus.CANCELLED
+            self._answer(header, Kind.END, status)
             self._end_transfer(transfer)
             return
         if transfer.at >= transfer.end:

@@ -5,7 +5,9 @@ from typing import Any
 
 from node.adopt import Adopted
 from node.config import JoinConfig
+from node.demand import Demand
 from node.download import Download
+from node.holding import KEEPER, keep_command
 from node.limits import limit_command
 from node.nicwatch import NicWatch
 from node.peers import Peers
@@ -13,10 +15,12 @@ from node.progress import Snapshot
 from node.report import Report
 from node.sealing import NodeSeal
 from node.status import Command
+from node.store import ChunkStore
 from node.tracker_client import TrackerClient
 from node.workers import WorkerPool
 from p2p.ids import NodeId
 from p2p.manifest import Manifest
+from p2p.reading import Reading
 
 
 class View:
@@ -46,6 +50,7 @@ class View:
         self.seal: NodeSeal | None = None
         self.manifest: Manifest | None = None
         self.download: Download | None = None
+        self.demand: Demand | None = None
         self.started_at = 0.0
         self.http_at: list[str] = []
         self.adopted = Adopted()
@@ -117,7 +122,34 @@ class View:
     def commands(self) -> dict[str, Command]:
         """What the node's Unix socket answers."""
         limit = limit_command(lambda: self.pool.limits, self.pool.set_limits)
-        return {"status": lambda _request: self.status(), "limit": limit}
+        keep = keep_command(self._parts, self._plan_to_keep)
+        return {"status": lambda _request: self.status(), "limit": limit, "keep": keep}
+
+    def _parts(self) -> tuple[ChunkStore, Reading] | None:
+        return (self.download.store, self.download.swarm.reading) if self.download else None
+
+    def _plan_to_keep(self, ranges: list[tuple[int, int, int]]) -> None:
+        if self.demand is not None:
+            self.demand.will_need(KEEPER, ranges)
+
+    def keep_on(self) -> None:
+        """What was kept at the last use is gone on with."""
+        if self.download is not None and self.manifest is not None:
+            files, kept = self.manifest.files, self.download.store.kept
+            self._plan_to_keep([(file, 0, files[file].size_bytes) for file in kept])
+
+    def _cache_figures(self) -> dict[str, Any]:
+        """What a bounded cache holds and has dropped, and what readers asked for."""
+        reading = self.download.swarm.reading if self.download else None
+        return {
+            "prefetch": "all" if self.config.prefetch else "none",
+            "cache_limit_bytes": self.config.cache_bytes,
+            "kept_chunks": len(reading.room.kept) if reading else 0,
+            "evicted_chunks": reading.room.evicted_chunks if reading else 0,
+            "again_bytes": reading.room.again_bytes if reading else 0,
+            "readers": len(reading.needs) if reading else 0,
+            "hedges": reading.urgent.hedges if reading else 0,
+        }
 
     def status(self) -> dict[str, Any]:
         """What `p2p-node status` and `/status` show; it holds no secret."""
@@ -141,6 +173,7 @@ class View:
             "resumed_bytes": self.download.resumed_bytes if self.download else 0,
             "corrupt_chunks": statistics.corrupt_chunks if statistics else 0,
             "suspect_chunks": snapshot.suspects,
+            **self._cache_figures(),
             "peers": snapshot.peers,
             "waiting_for_space": snapshot.waiting_for_space,
             "workers": self.config.workers,

@@ -156,6 +156,11 @@ class Worker:
                 assert self._chunks is not None
                 self._chunks.leave_relays(chunk)
                 nursery.start_soon(self._fetcher.fetch, job)
+            case jobs.HurryJob(chunk, start, end):
+                assert self._fetcher is not None
+                self._fetcher.hurry(chunk, start, end)
+            case jobs.DropJob(chunk):
+                self._drop(chunk)
             case jobs.RehashJob(chunk, pin):
                 nursery.start_soon(self._rehash, chunk, pin)
             case jobs.ChecksumJob():
@@ -174,6 +179,15 @@ class Worker:
             self._permits,
         )  # fmt: skip
         self._send(jobs.Opened(0))
+
+    def _drop(self, chunk: int) -> None:
+        """Let go of a chunk that is marked as missing already."""
+        if self._chunks is not None:
+            self._chunks.dropped(chunk)
+        for link in self._polled.values():
+            if isinstance(link, Uplink):
+                link.drop(chunk)
+        self._send(jobs.Dropped(chunk))
 
     def _ask(self, job: jobs.AskJob | jobs.AskAheadJob) -> None:
         downlink = self._downlinks.get(job.link)

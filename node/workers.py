@@ -72,6 +72,7 @@ class _Handle:
         self.fetches: dict[int, jobs.FetchJob] = {}
         self.rehashes: dict[int, jobs.RehashJob] = {}
         self.checksums: dict[int, jobs.ChecksumJob] = {}
+        self.drops: dict[int, jobs.DropJob] = {}
 
     def put(self, job: jobs.Job, sock: socket.socket | None) -> None:
         """Queue a job and remember what it owes."""
@@ -94,6 +95,8 @@ class _Handle:
                 self.rehashes[job.chunk] = job
             case jobs.ChecksumJob():
                 self.checksums[job.chunk] = job
+            case jobs.DropJob():
+                self.drops[job.chunk] = job
         if self.worker is not None:
             self.worker.take(job, sock)
             return
@@ -111,8 +114,10 @@ class _Handle:
                     self.fetches.pop(chunk, None)
                 elif source == "disk":
                     self.rehashes.pop(chunk, None)
-            case jobs.AskEnded(request=request):
+            case jobs.AskEnded(request=request) | jobs.GotBlocks(request=request):
                 self.asks.pop(request, None)
+            case jobs.Dropped(chunk):
+                self.drops.pop(chunk, None)
             case jobs.FetchEnded(chunk=chunk):
                 self.fetches.pop(chunk, None)
             case jobs.Damaged(chunk):
@@ -132,12 +137,13 @@ class _Handle:
         ]
         lost += [jobs.FetchEnded(c, text, False, 0.0, False) for c in self.fetches]
         lost += [jobs.LinkClosed(link, peer, text) for link, peer in self.links.items()]
+        lost += [jobs.Dropped(chunk) for chunk in self.drops]
         again: list[jobs.Job] = [*self.rehashes.values(), *self.checksums.values()]
         for _, sock in self.queue:
             if sock is not None:
                 sock.close()
         self.queue.clear()
-        self.asks, self.fetches, self.links = {}, {}, {}
+        self.asks, self.fetches, self.links, self.drops = {}, {}, {}, {}
         self.past = _add(self.past, self.figures)
         self.past.fetching.clear()
         self.figures = NO_FIGURES

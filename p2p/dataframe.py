@@ -25,7 +25,8 @@ Header, 40 bytes, big-endian:
         16    8 offset       in the chunk, a multiple of the block size
         24    8 length       REQUEST: of the range; DATA: of the payload; others 0
         32    4 digests      bytes of digests between header and payload
-        36    4 status       BUSY: retry after so many ms; END: 0 done, 1 cancelled, 2 read error
+        36    4 status       BUSY: retry after so many ms; END: 0 done, 1 cancelled, 2 read error,
+                        3 no longer held
 """
 
 import struct
@@ -71,6 +72,7 @@ class EndStatus(IntEnum):
     DONE = 0
     CANCELLED = 1
     READ_ERROR = 2
+    DROPPED = 3
 
 
 UPWARD = frozenset({Kind.REQUEST, Kind.CANCEL})

@@ -21,12 +21,18 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Command: request a whole chunk from a peer. `request` is unique in this process."""
+    """Command: request a chunk from a peer. `request` is unique in this process.
+
+    With an `end`: just the blocks of these bytes, for a reader that is blocked on them; answered by
+    BlocksVerified, or, if that made the chunk whole, by ChunkVerified.
+    """
 
     request: int
     peer: NodeId
     chunk: Chunk
     pin: bytes
+    start: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,8 @@ class PeerReady:
 
     peer: NodeId
     bits: bytes
+    on_demand: bool = False
+    """it holds only what is read there: nothing need be kept or sent for its sake"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +211,7 @@ class SpaceExhausted:
     """The store could not allocate `chunk`; whatever was under way for it has ended."""
 
     chunk: Chunk
+    request: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +219,75 @@ class ChunkDamaged:
     """A held chunk was hashed again and does not match: it is dropped."""
 
     chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksVerified:
+    """The blocks that a request for a reader asked for are in the store; the chunk is not whole."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkDropped:
+    """A chunk that was to go has gone: its space is free."""
+
+    chunk: Chunk
+
+
+# -- events: readers ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderNeeds:
+    """A reader is blocked on bytes of a file of the manifest; replaces its former need."""
+
+    reader: int
+    file: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderSatisfied:
+    """It is blocked no more."""
+
+    reader: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderWindow:
+    """It will read these bytes soon; replaces the former window."""
+
+    reader: int
+    file: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderPlans:
+    """It will read these ranges, (file, start, end), some time; adds to its plan."""
+
+    reader: int
+    ranges: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderRead:
+    """It was served these bytes."""
+
+    reader: int
+    file: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderClosed:
+    """It is gone."""
+
+    reader: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +324,46 @@ class CancelAsk:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Fetch a chunk from the origin; answered by ChunkVerified, FetchFailed or SpaceExhausted."""
+    """Fetch a chunk from the origin; answered by ChunkVerified, FetchFailed or SpaceExhausted.
+
+    With an `end`: the blocks of these bytes first, because a reader is blocked on them.
+    """
 
     chunk: Chunk
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hurry:
+    """A reader is blocked on these bytes of a chunk that is being fetched: they come next."""
+
+    chunk: Chunk
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Take a chunk out of the cache; answered by ChunkDropped."""
+
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class ReportLost:
+    """Tell the tracker that we no longer hold these chunks."""
+
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendWants:
+    """Tell the tracker which chunks readers here are blocked on, and which they will read soon, of
+    those that no peer is known to hold; replaces what was told before."""
+
+    needed: tuple[Chunk, ...]
+    soon: tuple[Chunk, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +471,14 @@ Event = (
     | FetchFailed
     | SpaceExhausted
     | ChunkDamaged
+    | BlocksVerified
+    | ChunkDropped
+    | ReaderNeeds
+    | ReaderSatisfied
+    | ReaderWindow
+    | ReaderPlans
+    | ReaderRead
+    | ReaderClosed
     | DeadlinePassed
 )
 
@@ -366,6 +489,10 @@ Command = (
     | Disconnect
     | CancelAsk
     | Fetch
+    | Hurry
+    | Drop
+    | ReportLost
+    | SendWants
     | Rehash
     | SendHave
     | SendLost

@@ -145,7 +145,8 @@ class Announce(Message):
     once in all (0: it cannot fetch).
     `manifest` is the id of the revision that all this is about: a node that keeps an older one than
     the swarm's must not be taken for a holder of the new.
-    `origin_requests` counts the ranges that the origin granted.
+    `origin_requests` counts the ranges that the origin granted. `on_demand`: this node holds only
+    what is read there, and asks for leases by `Wants`; nobody waits until it is complete.
     """
 
     TYPE: ClassVar[str] = "announce"
@@ -160,6 +161,7 @@ class Announce(Message):
     manifest: Hash = b""
     origin_requests: U63 = 0
     offset: U32 = 0
+    on_demand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,17 @@ class AllowanceBack(Message):
     TYPE: ClassVar[str] = "allowance_back"
     bytes: U63
     requests: U32
+
+
+@dataclass(frozen=True, slots=True)
+class Wants(Message):
+    """Chunks that readers at this node are blocked on (`needed`) or will read `soon`, of those that
+    it knows no holder of; replaces what it wanted before. Answered, now or later, by a lease before
+    all others (`Leases`), or by `Holders`."""
+
+    TYPE: ClassVar[str] = "wants"
+    needed: Annotated[list[ChunkIndex], 64]
+    soon: Annotated[list[ChunkIndex], 64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +378,17 @@ class PinsKnown(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Holders(Message):
+    """Who holds what the node wants (`Wants`): `nodes` and `pins` (16 bytes each) beside `chunks`;
+    a chunk is named once for each of a few holders."""
+
+    TYPE: ClassVar[str] = "holders"
+    chunks: Annotated[list[ChunkIndex], 1024]
+    pins: Annotated[bytes, 1024 * 16]
+    nodes: Annotated[list[Id], 1024]
+
+
+@dataclass(frozen=True, slots=True)
 class PinsWanted(Message):
     """The tracker lacks pins of chunks that this node announced."""
 
@@ -413,10 +437,14 @@ class OriginFailed(Message):
 
 @dataclass(frozen=True, slots=True)
 class BitfieldMessage(Message):
-    """What the sender holds: the first message of a control session, from both sides."""
+    """What the sender holds: the first message of a control session, from both sides.
+
+    `on_demand`: it gets only what is read there.
+    """
 
     TYPE: ClassVar[str] = "bitfield"
     bits: Bits
+    on_demand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +458,7 @@ class Have(Message):
 
 @dataclass(frozen=True, slots=True)
 class Lost(Message):
-    """Chunks that the sender announced and no longer holds."""
+    """Chunks that the sender announced and no longer holds (to a tracker, too)."""
 
     TYPE: ClassVar[str] = "lost"
     chunks: Chunks

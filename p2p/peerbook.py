@@ -26,6 +26,8 @@ class Peer:
     offered: bool = False
     ready: bool = False
     complete: bool = False
+    on_demand: bool = False
+    """it gets only what is read there"""
     dialling: bool = False
     dial_attempt: int = 0
     waits_until: float = 0.0

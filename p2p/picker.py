@@ -8,6 +8,8 @@ A chunk is in exactly one of these states:
        ^                       |                   |
        '------- release() -----'---- dropped() ----'
 
+RELEASED is MISSING, but for `window` and `ahead`: a bounded cache had it, and let it go.
+
 `pick` looks at a window of chunks in the manifest's order, from the earliest missing one on:
 rarest first over the whole model would make a streaming reader wait 1.7 times as long. Inside the
 window it takes the chunk that the fewest peers hold, and then the least loaded of its holders. Ties
@@ -23,8 +25,9 @@ from random import Random
 
 from p2p.bitfield import Bitfield
 from p2p.ids import Chunk, NodeId
+from p2p.needs import ahead_of
 
-MISSING, IN_FLIGHT, HELD = 0, 1, 2
+MISSING, IN_FLIGHT, HELD, RELEASED = 0, 1, 2, 3
 
 
 class Picker:
@@ -174,18 +177,22 @@ class Picker:
         """The chunk is here."""
         self._state[chunk] = HELD
 
-    def dropped(self, chunk: Chunk) -> None:
-        """The chunk was here and no longer is."""
-        self._state[chunk] = MISSING
-        self._first = 0
+    def dropped(self, chunk: Chunk, state: int = MISSING) -> None:
+        """The chunk was here and no longer is: MISSING or RELEASED."""
+        self._state[chunk] = state
+        self._first = 0 if state == MISSING else self._first
 
     def window(self) -> list[Chunk]:
         """The missing chunks of the window, not those in flight, the most wanted first."""
         state, order, first = self._state, self._order, self._first
-        while first < len(order) and state[order[first]] == HELD:
+        while first < len(order) and state[order[first]] >= HELD:
             first += 1
         self._first = first
         return [chunk for chunk in order[first : first + self._window] if not state[chunk]]
+
+    def ahead(self, cursors: list[Chunk], most: int) -> list[Chunk]:
+        """Missing chunks from each of these places on."""
+        return ahead_of(cursors, self._state, most)
 
     def pick(self, wanted: list[Chunk]) -> tuple[Chunk, NodeId] | None:
         """The rarest chunk of `wanted` that a ready peer holds, and the least loaded such peer.

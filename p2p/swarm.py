@@ -28,11 +28,13 @@ from p2p.bitfield import Bitfield
 from p2p.digest import rendezvous_weight
 from p2p.errors import RemoteProtocolError
 from p2p.events import Command, Source
+from p2p.evictor import Urge
 from p2p.ids import Chunk, NodeId
 from p2p.manifest import Manifest
 from p2p.peerbook import Peer, PeerBook
-from p2p.picker import MISSING, Picker
+from p2p.picker import IN_FLIGHT, MISSING, RELEASED, Picker
 from p2p.rates import Average
+from p2p.reading import Holding, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Swarm:
       held: chunks that are verified and may be served. Owned by the swarm from here on.
       suspects: chunks on disk, with their pins, that must be hashed before they count.
       pins: every pin that is known already.
+      holding: default: everything.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Swarm:
         pins: dict[Chunk, bytes],
         rng: Random,
         limits: Limits,
+        holding: Holding | None = None,
     ) -> None:
         self._manifest = manifest
         self._node = node
@@ -152,6 +156,11 @@ class Swarm:
         self._completed = False
         self._now = 0.0
         self._out: list[Command] = []
+        self.reading = Reading(
+            manifest, holding or Holding(), held, suspects, pins, self._picker, self._book,
+            self._backlog, self._fetches.__contains__, self._rehashing.__contains__,
+            self._new_request, self._blame, rng,
+        )  # fmt: skip
 
     # -- what others read -------------------------------------------------------------------------
 
@@ -165,11 +174,11 @@ class Swarm:
         """How many leases this node can hold at once in all."""
         if self._space_at is not None or (self._backlog.full and self._anyone_lacks):
             return 0
-        return self._limits.origin_fetches
+        return self.reading.most_leases(self._limits.origin_fetches)
 
     @property
     def _anyone_lacks(self) -> bool:
-        return any(not peer.complete for peer in self._book.ready())
+        return any(not (peer.complete or peer.on_demand) for peer in self._book.ready())
 
     def statistics(self) -> SwarmStatistics:
         """Figures for status, metrics and tests."""
@@ -188,6 +197,7 @@ class Swarm:
     def next_deadline(self) -> float:
         """When `DeadlinePassed` is due; infinity when nothing is."""
         times = [self._news_at, self._book.next_deadline(), self._ahead.next_deadline()]
+        times.append(self.reading.next_deadline())
         times += [fetch.again_at for fetch in self._fetches.values()]
         times += self._late.values()
         if self._space_at is not None:
@@ -201,15 +211,19 @@ class Swarm:
 
     def handle(self, event: ev.Event, now: float) -> list[Command]:
         """Take an event; returns what is to be done, in order."""
-        self._now, self._out = now, []
-        self._take(event)
+        taken, self._out = self.reading.take(event, now)
+        self._now = now
+        if not taken:
+            self._take(event)
         self._wake(now)
         self._rehash_more()
+        self._out += self.reading.work(now, tracker=self._tracker_lost_at == inf)
         self._ask_more()
         self._ask_ahead()
         self._fetch_alone()
         self._out += self._book.dial(now)
         self._check_complete()
+        self.reading.note(self._out)
         return self._out
 
     def _take(self, event: ev.Event) -> None:
@@ -255,7 +269,8 @@ class Swarm:
             case ev.PeersWithdrawn(peers):
                 for node in peers:
                     self._book.withdraw(node)
-            case ev.PeerReady(peer, bits):
+            case ev.PeerReady(peer, bits, on_demand):
+                self._book[peer].on_demand = on_demand
                 self._peer_ready(peer, bits)
             case ev.PeerLost(peer) | ev.PeerLeaves(peer):
                 self._peer_lost(peer)
@@ -370,10 +385,14 @@ class Swarm:
         ask = self._end_ask(request) or self._ahead.ended(request)
         if ask is None:
             return
+        self._blame(ask.peer, ask.chunk)
+
+    def _blame(self, node: NodeId, chunk: Chunk) -> None:
+        """The peer sent the chunk wrong."""
         self._corrupt_chunks += 1
-        self._picker.lacks(ask.peer, ask.chunk)
-        self._out.append(ev.ReportCorruption(ask.peer, ask.chunk))
-        peer = self._book[ask.peer]
+        self._picker.lacks(node, chunk)
+        self._out.append(ev.ReportCorruption(node, chunk))
+        peer = self._book[node]
         peer.strikes += 1
         if peer.strikes >= self._limits.strikes:
             peer.strikes = 0
@@ -381,27 +400,40 @@ class Swarm:
             self._wait(peer, self._limits.quarantine_s)
 
     def _ask_more(self) -> None:
-        """Fill the pipelines, rarest first."""
+        """Fill the pipelines: what is read soon, then rarest first."""
         if self._space_at is not None or self.held.complete:
             self._pins_missing = False
             return
         if len(self._asks) >= self._limits.asks_total:
             return
-        picker, free = self._picker, self._ahead.free
-        wanted = [c for c in picker.window() if picker.is_held_by_any(c) and free(c)]
-        unpinned = [chunk for chunk in wanted if chunk not in self.pins]
+        soon = self._askable(self.reading.soon())
+        wanted = [c for c in self._askable(self._prefetched()) if self._ahead.free(c)]
+        unpinned = [chunk for chunk in (*soon, *wanted) if chunk not in self.pins]
         if unpinned:
             wanted = [chunk for chunk in wanted if chunk in self.pins]
         self._pins_missing = bool(unpinned)
         if unpinned:
             self._ask_for_pins(unpinned)
+        for chunk in soon:
+            if chunk in self.pins and (picked := self._picker.pick([chunk])) is not None:
+                if len(self._asks) >= self._limits.asks_total:
+                    return
+                self._ask(*picked, Urge.SOON)
+        wanted = [chunk for chunk in wanted if self._picker.state(chunk) != IN_FLIGHT]
         while len(self._asks) < self._limits.asks_total:
             picked = self._picker.pick(wanted)
-            if picked is None:
+            if picked is None or not self._ask(*picked, Urge.PREFETCH):
                 return
-            chunk, peer = picked
-            wanted.remove(chunk)
-            self._ask(chunk, peer)
+            wanted.remove(picked[0])
+
+    def _askable(self, chunks: list[Chunk]) -> list[Chunk]:
+        return [chunk for chunk in chunks if self._picker.is_held_by_any(chunk)]
+
+    def _prefetched(self) -> list[Chunk]:
+        """What prefetch may begin now."""
+        if self.reading.urgent.holds_back(self._now):
+            return []
+        return self.reading.wanted(self._picker.window())
 
     @property
     def _late_s(self) -> float:
@@ -421,14 +453,21 @@ class Swarm:
                 net = asked + self._limits.ask_timeout_s
                 self._late[request] = min(self._now + self._late_s, net)
 
-    def _ask(self, chunk: Chunk, peer: NodeId) -> None:
-        self._wait_no_more(chunk)
-        ask = ev.Ask(self._next_request, peer, chunk, self.pins[chunk])
+    def _new_request(self) -> int:
         self._next_request += 1
+        return self._next_request - 1
+
+    def _ask(self, chunk: Chunk, peer: NodeId, urge: Urge) -> bool:
+        """Request a chunk; False: there is no room for it."""
+        if not self.reading.may_come(chunk, urge):
+            return False
+        self._wait_no_more(chunk)
+        ask = ev.Ask(self._new_request(), peer, chunk, self.pins[chunk])
         self._asks[ask.request] = (ask, self._now)
         self._late[ask.request] = self._now + self._late_s
         self._picker.reserve(chunk, peer)
         self._out.append(ask)
+        return True
 
     # -- requests ahead ---------------------------------------------------------------------------
 
@@ -440,6 +479,8 @@ class Swarm:
         """Ask parents for chunks of the window that nobody holds yet."""
         if self._ask_ahead_in > 0 or self._space_at is not None or self.held.complete:
             return
+        if self.reading.on_demand:
+            return
         self._ask_ahead_in = self._limits.ahead // 4
         asks: dict[NodeId, list[tuple[int, Chunk, bytes]]] = {}
         room = self._limits.ahead - len(self._ahead)
@@ -450,7 +491,7 @@ class Swarm:
                 continue
             parent = self._ahead.parent(chunk, self._able)
             if parent is not None:
-                request, self._next_request = self._next_request, self._next_request + 1
+                request = self._new_request()
                 self._ahead.add(Waiting(request, parent, chunk))
                 asks.setdefault(parent, []).append((request, chunk, self.pins.get(chunk, b"")))
                 room -= 1
@@ -463,8 +504,8 @@ class Swarm:
 
     def _draw_trees(self) -> None:
         """Peers have come or gone. A young swarm asks its new parents at once."""
-        nodes = sorted([self._node, *(peer.node for peer in self._book.ready())])
-        self._ahead.draw(nodes)
+        peers = [peer.node for peer in self._book.ready() if not peer.on_demand]
+        self._ahead.draw(sorted([self._node, *peers]))
         self._ask_ahead_in = 0
         if len(self.held) < self._limits.ahead:
             for waiting in self._ahead.all():
@@ -492,8 +533,11 @@ class Swarm:
             self._fetches[chunk].leased = True
         elif chunk in self.held:
             self._out.append(ev.ReportFetched(((chunk, self.pins[chunk]),)))
-        elif state == MISSING:
-            self._start_fetch(chunk)
+        elif state in (MISSING, RELEASED):
+            if self.reading.may_come(chunk, Urge.PREFETCH):
+                self._start_fetch(chunk)
+            else:
+                self._out.append(ev.ReturnLease(chunk, "no room in the cache", False, 0.5))
         else:  # under way from a peer, or being hashed: fetched if that fails
             self._waiting_leases[chunk] = None
 
@@ -501,7 +545,11 @@ class Swarm:
         self._wait_no_more(chunk)
         self._fetches[chunk] = _Fetch(leased=leased)
         self._picker.reserve(chunk)
-        self._out.append(ev.Fetch(chunk))
+        self._out.append(self._fetch(chunk))
+
+    def _fetch(self, chunk: Chunk) -> ev.Fetch:
+        first = self.reading.urgent.first_of(chunk)
+        return ev.Fetch(*first) if first else ev.Fetch(chunk)
 
     def _fetch_failed(self, event: ev.FetchFailed) -> None:
         fetch = self._fetches.get(event.chunk)
@@ -533,10 +581,16 @@ class Swarm:
         nodes = [self._node, *(peer.node for peer in self._book.ready())]
         taken = {chunk for chunks in self._peer_fetches.values() for chunk in chunks}
         started = False
-        for chunk in self._picker.window():
-            if chunk in taken or self._picker.is_held_by_any(chunk):
+        urgent = self.reading.lone()
+        for chunk in (*urgent, *self._prefetched()):
+            if chunk in taken or self._picker.is_held_by_any(chunk) or chunk in self._fetches:
                 continue
-            if max(nodes, key=lambda node: (rendezvous_weight(chunk, node), node)) == self._node:
+            owner = max(nodes, key=lambda node: (rendezvous_weight(chunk, node), node))
+            if chunk in urgent or owner == self._node:
+                if not self.reading.may_come(
+                    chunk, Urge.SOON if chunk in urgent else Urge.PREFETCH
+                ):
+                    continue
                 self._start_fetch(chunk, leased=False)
                 started = True
                 if len(self._fetches) >= self._limits.origin_fetches:
@@ -661,7 +715,7 @@ class Swarm:
         for chunk, fetch in self._fetches.items():
             if fetch.again_at <= now:
                 fetch.again_at = inf
-                self._out.append(ev.Fetch(chunk))
+                self._out.append(self._fetch(chunk))
         self._look_at_late()
 
     def _check_complete(self) -> None:

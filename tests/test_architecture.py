@@ -12,7 +12,7 @@ PACKAGES = ("p2p", "tracker", "node", "simulations")
 
 EDGE_OF_P2P = {"connection", "outbox", "poller", "web"}
 PURE_TRACKER = {"allowances", "assignment", "budget", "directory", "leases", "member", "pace",
-                "model", "sealing", "view"}  # fmt: skip
+                "model", "sealing", "view", "wanting"}  # fmt: skip
 PURE_NODE = {"nics", "pairs", "routing"}
 ALLOWED_IN_PURE = {
     "bisect", "collections", "contextlib", "dataclasses", "email", "enum", "functools", "hashlib",
@@ -22,11 +22,12 @@ ALLOWED_IN_PURE = {
 
 # file: (lines it may have, why)
 LONGER_FILES = {
-    "node/fetch.py": (430, "one request's life: slot, try, hedge, resume"),
-    "p2p/swarm.py": (615, "one state machine: its transitions are read side by side"),
-    "p2p/messages.py": (585, "every message of the wire and its codec, in one place"),
-    "tracker/model.py": (560, "one state machine, like the swarm"),
-    "node/daemon.py": (475, "the root: builds and ties together what others define"),
+    "node/fetch.py": (460, "one request's life: slot, try, hedge, resume"),
+    "p2p/swarm.py": (665, "one state machine: its transitions are read side by side"),
+    "p2p/messages.py": (615, "every message of the wire and its codec, in one place"),
+    "p2p/events.py": (500, "every event and command of the swarm, in one place"),
+    "tracker/model.py": (595, "one state machine, like the swarm"),
+    "node/daemon.py": (500, "the root: builds and ties together what others define"),
 }
 MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 70, 100
 

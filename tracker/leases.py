@@ -43,6 +43,7 @@ class Leases:
         self._leases: dict[Chunk, Lease] = {}
         self._deadlines: Deadlines[Chunk] = Deadlines()
         self._by_node: dict[NodeId, dict[Chunk, None]] = {}
+        self._changed: dict[Chunk, None] = {}
 
     def count(self, node: NodeId) -> int:
         """Leases that a node holds."""
@@ -86,6 +87,11 @@ class Leases:
         self._lease(chunk, node, now)
         return chunk
 
+    def grant_wanted(self, chunk: Chunk, node: NodeId, now: float) -> None:
+        """Lease a queued chunk before its turn."""
+        if self._state[chunk] == QUEUED:
+            self._lease(chunk, node, now)
+
     def _lease(self, chunk: Chunk, node: NodeId, now: float) -> None:
         self._state[chunk] = LEASED
         self._leases[chunk] = Lease(node)
@@ -113,6 +119,7 @@ class Leases:
         """The chunk is in the swarm, whoever brought it."""
         self._drop(chunk)
         self._state[chunk] = FETCHED
+        self._changed[chunk] = None
 
     def failed(self, node: NodeId, chunk: Chunk) -> None:
         """The node gives the lease back."""
@@ -138,6 +145,11 @@ class Leases:
             self._requeue(chunk)
         return late
 
+    def changed(self) -> list[Chunk]:
+        """Chunks that were fetched, or queued again, since this was asked last."""
+        changed, self._changed = list(self._changed), {}
+        return changed
+
     def next_deadline(self) -> float:
         """When the next lease ends."""
         return self._deadlines.next()
@@ -151,4 +163,5 @@ class Leases:
     def _requeue(self, chunk: Chunk) -> None:
         self._drop(chunk)
         self._state[chunk] = QUEUED
+        self._changed[chunk] = None
         heapq.heappush(self._heap, self._rank[chunk])

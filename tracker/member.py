@@ -15,6 +15,8 @@ class Node:
     join: m.Join
     bits: Bitfield | None = None
     wanted: int = 0
+    on_demand: bool = False
+    """it holds what is read there, and no more"""
     leaving: bool = False
     barred_until: float = 0.0
     fatal_text: str = ""

@@ -26,6 +26,7 @@ from tracker.leases import Leases
 from tracker.member import Node
 from tracker.pace import Pace
 from tracker.sealing import Sealing
+from tracker.wanting import Wanting
 
 EXPIRY_S = 10.0  # twenty heartbeats; before the first one the session speaks for the node
 LISTING_S = 60.0
@@ -82,6 +83,7 @@ class Model:
         self._unpinned: dict[Chunk, None] = {}
         """those that are fetched, and whose pin is not known"""
         self._pace = Pace()
+        self._wanting = Wanting(rng)
         self._allowances = Allowances(budget or Budget(), name)
         self.gone_origin_bytes = 0
         self._out: Sends = []
@@ -134,6 +136,10 @@ class Model:
                 self._lease_failed(sender, message, now)
             case m.Throttled() | m.AllowanceWanted() | m.AllowanceBack():
                 self._allowances.handle(node, message, self.manifest, now)
+            case m.Wants() if self.manifest is not None:
+                self._wanting.take(node, message, self.manifest.chunk_count)
+            case m.Lost(chunks):
+                self._lost(sender, chunks, now)
             case m.Listing(data):
                 if node == self._listing:
                     self._listed(Manifest.decode(data), now)
@@ -242,6 +248,7 @@ class Model:
         """Another revision from here on: every node is told, and has to join anew."""
         self.pins.clear()
         self.manifest, self._recount_at, self._relisting = None, inf, ""
+        self._wanting = Wanting(self._rng)
         told = self._current()
         for node in told:
             node.outdated, node.bits = True, None
@@ -298,7 +305,7 @@ class Model:
             self._allowances.budget.passed(more, requests, self.leases.in_flight, now)
         node.origin_requests = message.origin_requests
         self._expiry.set(node.node, now + EXPIRY_S)
-        node.wanted = message.wanted
+        node.wanted, node.on_demand = message.wanted, message.on_demand
         node.origin_bytes, node.peer_bytes = message.origin_bytes, message.peer_bytes
         node.corrupt_chunks = message.corrupt_chunks
         for chunk, received in zip(message.fetching, message.received, strict=True):
@@ -338,6 +345,16 @@ class Model:
         for start in range(0, len(unpinned), m.MAX_BATCH):
             batch = unpinned[start : start + m.MAX_BATCH]
             self._out.append((node.node, m.PinsWanted(batch)))
+
+    def _lost(self, node: Node, chunks: list[Chunk], now: float) -> None:
+        """The node has dropped these chunks."""
+        if self.manifest is None or node.bits is None:
+            raise RemoteProtocolError("lost chunks before the first announce")
+        if chunks and max(chunks) >= self.manifest.chunk_count:
+            raise RemoteProtocolError(f"chunk {max(chunks)} of {self.manifest.chunk_count}")
+        for chunk in chunks:
+            node.bits.discard(chunk)
+        self._recount_at = min(self._recount_at, now + LOST_GRACE_S)
 
     def _welcome(self, node: Node) -> None:
         self._seen[node.node] = None
@@ -452,7 +469,7 @@ class Model:
         else:
             node.barred_until = max(node.barred_until, now + message.retry_after_s)
         live = (other for other in self.nodes.values() if other.bits is not None)
-        helpless = all(other.fatal_text or not other.wanted for other in live)
+        helpless = all(o.fatal_text or not (o.wanted or o.on_demand) for o in live)
         if helpless and self.leases.any_queued:
             self._origin_failed(message.text)
         self._be_hungry(node.node, now)
@@ -470,17 +487,11 @@ class Model:
         for told in self._allowances.news():
             self._out.append((told, m.Leases([], self.started_at, True)))
         self._out += self._allowances.serve(leases, now)
-        if (
-            self._allowances.waiting
-            or len(self._seen) < self._start_with
-            or now < self._settle_until
-        ):
+        if self._allowances.waiting or now < self._settle_until or self._relisting:
             return
-        if self._relisting:
-            return
-        granted: dict[NodeId, list[Chunk]] = {}
         limit = self._pace.limit(len(self.nodes))
-        while (
+        granted = self._serve_readers(leases, self.manifest, limit, now)
+        while len(self._seen) >= self._start_with and (
             self._hungry and leases.in_flight < limit and (chunk := leases.next_queued) is not None
         ):
             node_id = next(iter(self._hungry))
@@ -507,19 +518,41 @@ class Model:
             needs = self._allowances.needs(self.manifest, chunks) if limited else (0, 0)
             self._out.append((node_id, m.Leases(chunks, self.started_at, limited, *needs)))
 
+    def _serve_readers(
+        self, leases: Leases, manifest: Manifest, limit: int, now: float
+    ) -> dict[NodeId, list[Chunk]]:
+        """Leases for what readers are blocked on, before all others; others hear of holders."""
+        granted: dict[NodeId, list[Chunk]] = {}
+        self._wanting.changed(leases.changed())
+        told, gone = self._wanting.holders(leases, self.nodes, self.pins)
+        self._out += told
+        for chunk in gone:
+            self._requeue(leases, manifest, chunk)
+        self._wanting.changed(leases.changed())
+        for node_id, chunk in self._wanting.queued(leases, self.nodes, limit, now):
+            if not self._allowances.take(*self._allowances.needs(manifest, [chunk]), now):
+                break
+            leases.grant_wanted(chunk, node_id, now)
+            granted.setdefault(node_id, []).append(chunk)
+        return granted
+
+    def _requeue(self, leases: Leases, manifest: Manifest, chunk: Chunk) -> None:
+        """Nobody holds the chunk: it is fetched again, but not of a file that is refused."""
+        if self.sealing is None or manifest.extent(chunk).file not in self.sealing.seal.broken:
+            leases.lost(chunk)
+            self._settled.discard(chunk)
+            self._unpinned.pop(chunk, None)
+
     def _recount(self) -> None:
-        """Chunks that no live node holds are fetched again, but not of a file that is refused."""
+        """Chunks that no live node holds are fetched again."""
         self._recount_at = inf
-        if self.leases is None or self.manifest is None or self.sealing is None:
+        if self.leases is None or self.manifest is None:
             return
         size = (self.manifest.chunk_count + 7) // 8
         fetched = self._settled.part(0, size)
         fetched |= Bitfield(self.manifest.chunk_count, self._unpinned).part(0, size)
         for chunk in indexes(self._held_by_no(fetched, None).to_bytes(size, "big")):
-            if self.manifest.extent(chunk).file not in self.sealing.seal.broken:
-                self.leases.lost(chunk)
-                self._settled.discard(chunk)
-                self._unpinned.pop(chunk, None)
+            self._requeue(self.leases, self.manifest, chunk)
 
     def _held_by_no(self, mask: int, but: NodeId | None) -> int:
         """What is left of the bits of `mask` when those that any other node holds are cleared."""
@@ -532,7 +565,8 @@ class Model:
 
     def _only_copies(self, node: Node) -> m.OnlyCopies:
         mine = int.from_bytes(bytes(node.bits or b""), "big")
-        incomplete = sum(not n.complete for n in self._current() if n.node != node.node)
+        others = [other for other in self._current() if other.node != node.node]
+        incomplete = sum(not (other.complete or other.on_demand) for other in others)
         return m.OnlyCopies(self._held_by_no(mine, node.node).bit_count(), incomplete)
 
     # -- membership -------------------------------------------------------------------------------
@@ -543,6 +577,7 @@ class Model:
         self._hungry.pop(node_id, None)
         self._expiry.discard(node_id)
         self._allowances.forget(node_id)
+        self._wanting.forget(node_id)
         if self.leases is not None:
             self.leases.release(node_id)
             if node.bits is not None and len(node.bits):
