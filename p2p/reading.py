@@ -238,10 +238,10 @@ class Reading:
         then `window`."""
         if not self.prefetch:
             return []
-        cursors = self.needs.cursors()
-        if not cursors:
-            return window
-        return list(dict.fromkeys((*self._picker.ahead(cursors, SOON), *window)))
+        if cursors := self.needs.cursors():
+            window = list(dict.fromkeys((*self._picker.ahead(cursors, SOON), *window)))
+        # a small cache must not be filled with the rarest chunks from all over the model
+        return window[: self.room.free_chunks] if self.room.evicts else window
 
     def most_leases(self, limit: int) -> int:
         """How many leases prefetch may hold, of so many."""

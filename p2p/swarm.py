@@ -211,8 +211,9 @@ class Swarm:
 
     def handle(self, event: ev.Event, now: float) -> list[Command]:
         """Take an event; returns what is to be done, in order."""
-        taken, self._out = self.reading.take(event, now)
-        self._now = now
+        self._now, self._out = now, []
+        taken, said = self.reading.take(event, now)
+        self._out += said
         if not taken:
             self._take(event)
         self._wake(now)

@@ -1,0 +1,440 @@
+"""Readers' needs in the swarm: what goes before prefetch, whom it is asked of, what is dropped.
+
+Goal: a need is asked for at once, of the peer that answers first, twice at most; a bounded cache is
+never fuller than its limit, and never loses what is kept or under a reader. Repeat the walks with
+the seed that they print.
+"""
+
+from random import Random
+
+import pytest
+
+from p2p import events as ev
+from p2p.bitfield import Bitfield
+from p2p.events import Source
+from p2p.evictor import LEAST_CHUNKS, space_bytes
+from p2p.ids import NodeId
+from p2p.manifest import File, Manifest
+from p2p.needs import CURSOR_S, Needs, Part
+from p2p.picker import HELD, RELEASED
+from p2p.reading import Holding
+from p2p.swarm import Limits, Swarm
+from p2p.urgent import WANTS_AGAIN_S
+
+BLOCK, CHUNK, COUNT = 4096, 4 * 4096, 32
+ME = NodeId(b"\x10" * 16)
+MANIFEST = Manifest(
+    "m", "", (File("f", COUNT * CHUNK - 5000, "e"), File("g", 10, "e")), CHUNK, BLOCK
+)
+ALL = MANIFEST.chunk_count
+
+
+def node(name: str) -> NodeId:
+    return NodeId(name.encode().ljust(16, b"."))
+
+
+def pin(chunk: int) -> bytes:
+    return bytes([chunk]) * 16
+
+
+def bits(*chunks: int) -> bytes:
+    return bytes(Bitfield(ALL, chunks))
+
+
+def swarm(peers: dict[str, range] | None = None, **holding: object) -> Swarm:
+    """A swarm with the tracker found, and peers that hold ranges of chunks."""
+    drawn = Swarm(
+        MANIFEST, ME, Bitfield(ALL), {}, {c: pin(c) for c in range(ALL)}, Random(0), Limits(),
+        Holding(**holding),
+    )  # fmt: skip
+    drawn.handle(ev.TrackerFound(), 0.0)
+    for name, chunks in (peers or {}).items():
+        drawn.handle(ev.PeerReady(node(name), bits(*chunks)), 0.0)
+    return drawn
+
+
+def of(kind: type, commands: list[ev.Command]) -> list:
+    return [command for command in commands if isinstance(command, kind)]
+
+
+def urgent(commands: list[ev.Command]) -> list[ev.Ask]:
+    """Requests for blocks."""
+    return [ask for ask in of(ev.Ask, commands) if ask.end]
+
+
+# -- needs ----------------------------------------------------------------------------------------
+
+
+def test_a_need_is_cut_at_chunks_and_widened_to_blocks():
+    needs = Needs(MANIFEST)
+    needs.need(1, 0, CHUNK + BLOCK + 1, 2 * CHUNK + 1)
+    assert needs.parts() == [Part(1, BLOCK, CHUNK), Part(2, 0, BLOCK)]
+    needs.need(1, 0, COUNT * CHUNK - 5001, 10**9)
+    assert needs.parts() == [Part(COUNT - 1, CHUNK - 2 * BLOCK, CHUNK - 5000)], "the file's end"
+    needs.need(1, 1, 0, 10)
+    assert needs.parts() == [Part(COUNT, 0, 10)], "of another file"
+    for file, start, end in ((0, 5, 5), (2, 0, 1), (0, 10**9, 10**9 + 1)):
+        needs.need(1, file, start, end)
+        assert not needs.blocked
+
+
+def test_readers_of_one_chunk_share_a_part_and_the_first_to_wait_comes_first():
+    needs = Needs(MANIFEST)
+    needs.need(1, 0, 5 * CHUNK, 5 * CHUNK + 1)
+    needs.need(2, 0, 0, 1)
+    needs.need(3, 0, 5 * CHUNK + 3 * BLOCK, 6 * CHUNK)
+    assert needs.parts() == [Part(5, 0, CHUNK), Part(0, 0, BLOCK)]
+    needs.need(1, 0, 9 * CHUNK, 9 * CHUNK + 1)
+    assert [part.chunk for part in needs.parts()] == [0, 5, 9], "a new need waits its turn"
+    needs.satisfied(2, 1.0)
+    needs.closed(3)
+    assert [part.chunk for part in needs.parts()] == [9]
+
+
+def test_windows_come_in_turn_and_plans_behind_them():
+    needs = Needs(MANIFEST)
+    needs.window(1, 0, 3 * CHUNK, 6 * CHUNK)
+    needs.window(2, 0, 20 * CHUNK, 21 * CHUNK + 1)
+    needs.will_need(3, [(0, 9 * CHUNK, 10 * CHUNK), (1, 0, 5)], Bitfield(ALL, [9]))
+    assert needs.soon() == [3, 20, 4, 21, 5, 32], "9 is held"
+    needs.window(1, 0, 0, 0)
+    needs.came(32)
+    assert needs.soon() == [20, 21]
+    assert needs.cursors() == [3, 20]
+
+
+def test_a_chunk_is_guarded_while_it_is_needed_and_half_a_second_after_it_was_read():
+    needs = Needs(MANIFEST)
+    needs.need(1, 0, 0, 1)
+    assert needs.guarded(100.0) == {0: None}
+    needs.satisfied(1, 100.0)
+    assert needs.guarded(100.0 + CURSOR_S - 0.001) == {0: None}
+    assert needs.guarded(100.0 + CURSOR_S) == {}
+    needs.read(1, 0, 5 * CHUNK, 7 * CHUNK, 200.0)
+    assert needs.guarded(200.1) == {6: None}
+
+
+# -- whom to ask ----------------------------------------------------------------------------------
+
+
+def test_a_need_is_asked_for_by_blocks_though_every_pipeline_is_full():
+    drawn = swarm({"a": range(ALL)})
+    assert len(drawn._asks) == Limits().asks_per_peer
+    commands = drawn.handle(ev.ReaderNeeds(1, 0, 30 * CHUNK + BLOCK, 30 * CHUNK + BLOCK + 9), 1.0)
+    (ask,) = urgent(commands)
+    assert (ask.chunk, ask.start, ask.end, ask.pin) == (30, BLOCK, 2 * BLOCK, pin(30))
+    drawn.handle(ev.BlocksVerified(ask.request), 1.01)
+    assert drawn._picker.state(30) != HELD, "its other blocks are still to come"
+    assert urgent(drawn.handle(ev.DeadlinePassed(), 1.02)) == [], "not twice"
+    drawn.handle(ev.ReaderSatisfied(1), 1.03)
+    assert not drawn.reading.needs.blocked
+
+
+def test_prefetch_begins_nothing_new_while_a_reader_waits_but_not_for_ever():
+    drawn = swarm({"a": range(ALL)})
+    (first, _) = [ask for ask, _ in drawn._asks.values()]
+    (need,) = urgent(drawn.handle(ev.ReaderNeeds(1, 0, 30 * CHUNK, 30 * CHUNK + 1), 1.0))
+    done = ev.ChunkVerified(first.chunk, Source.PEER, first.pin, first.request)
+    assert of(ev.Ask, drawn.handle(done, 1.1)) == []
+    later = of(ev.Ask, drawn.handle(ev.DeadlinePassed(), 1.3))
+    assert [ask.end for ask in later] == [0], "the peer is slow: prefetch goes on"
+    drawn.handle(ev.BlocksVerified(need.request), 1.4)
+
+
+def test_the_peer_that_answered_fastest_is_asked_and_the_hedge_goes_elsewhere_and_the_loser_ends():
+    drawn = swarm({"a": range(ALL), "b": range(ALL)})
+    speeds = {node("a"): 0.001, node("b"): 0.02}
+    now, asked = 1.0, {node("a"): 0, node("b"): 0}
+    for turn in range(30):
+        start = (turn % 10) * BLOCK + 10 * CHUNK
+        (ask,) = urgent(drawn.handle(ev.ReaderNeeds(1, 0, start, start + 1), now))
+        asked[ask.peer] += 1
+        now += speeds[ask.peer]
+        drawn.handle(ev.BlocksVerified(ask.request), now)
+        drawn.handle(ev.ReaderSatisfied(1), now)
+    assert asked[node("b")] == 1, "tried once"
+    hedge_s = drawn.reading.urgent.hedge_s
+    assert hedge_s == pytest.approx(0.02)
+    (ask,) = urgent(drawn.handle(ev.ReaderNeeds(1, 0, 20 * CHUNK, 20 * CHUNK + 1), now))
+    assert ask.peer == node("a")
+    assert drawn.next_deadline() <= now + hedge_s
+    assert urgent(drawn.handle(ev.DeadlinePassed(), now + hedge_s - 0.0001)) == []
+    (hedge,) = urgent(drawn.handle(ev.DeadlinePassed(), now + hedge_s + 0.0001))
+    assert (hedge.peer, hedge.chunk) == (node("b"), 20)
+    drawn.handle(ev.PeerReady(node("c"), bits(*range(ALL))), now + 5)
+    assert urgent(drawn.handle(ev.DeadlinePassed(), now + 9)) == [], "there is never a third"
+    commands = drawn.handle(ev.BlocksVerified(hedge.request), now + 10)
+    assert of(ev.CancelAsk, commands) == [ev.CancelAsk(ask.request, node("a"))]
+    assert urgent(drawn.handle(ev.AskFailed(ask.request, "cancelled"), now + 10)) == []
+
+
+def test_who_refuses_or_breaks_is_left_for_another_at_once_and_who_lies_is_reported():
+    drawn = swarm({"a": range(ALL), "b": range(ALL), "c": range(ALL)})
+    (first,) = urgent(drawn.handle(ev.ReaderNeeds(1, 0, 9 * CHUNK, 9 * CHUNK + 1), 1.0))
+    (second,) = urgent(drawn.handle(ev.AskRefused(first.request, 0.5), 1.0))
+    (third,) = urgent(drawn.handle(ev.AskFailed(second.request, "broken"), 1.0))
+    assert len({first.peer, second.peer, third.peer}) == 3
+    commands = drawn.handle(ev.ChunkCorrupt(third.request), 1.0)
+    assert of(ev.ReportCorruption, commands) == [ev.ReportCorruption(third.peer, 9)]
+    assert urgent(commands) == [], "all three are to be left alone for a while"
+    (again,) = urgent(drawn.handle(ev.DeadlinePassed(), 1.2))
+    assert again.peer == second.peer, "the one that broke, and not the one that lied"
+
+
+def test_what_a_peer_that_went_was_asked_for_is_asked_of_another():
+    drawn = swarm({"a": range(ALL), "b": range(ALL)})
+    (ask,) = urgent(drawn.handle(ev.ReaderNeeds(1, 0, 9 * CHUNK, 9 * CHUNK + 1), 1.0))
+    (again,) = urgent(drawn.handle(ev.PeerLost(ask.peer), 1.1))
+    assert again.peer != ask.peer
+
+
+def test_what_no_peer_has_is_wanted_of_the_tracker_once_and_its_blocks_are_fetched_first():
+    drawn = swarm(prefetch=False)
+    assert drawn.wanted_leases == 0
+    need = ev.ReaderNeeds(1, 0, 9 * CHUNK + BLOCK, 9 * CHUNK + BLOCK + 1)
+    assert of(ev.SendWants, drawn.handle(need, 1.0)) == [ev.SendWants((9,), ())]
+    assert of(ev.SendWants, drawn.handle(ev.DeadlinePassed(), 1.5)) == []
+    again = drawn.handle(ev.DeadlinePassed(), 1.0 + WANTS_AGAIN_S)
+    assert of(ev.SendWants, again) == [ev.SendWants((9,), ())], "a tracker may have forgotten"
+    commands = drawn.handle(ev.LeasesGranted((9,)), 3.1)
+    assert of(ev.Fetch, commands) == [ev.Fetch(9, BLOCK, 2 * BLOCK)]
+    assert of(ev.Hurry, commands) == []
+    second = drawn.handle(ev.ReaderNeeds(2, 0, 9 * CHUNK + 3 * BLOCK, 10 * CHUNK), 3.2)
+    assert of(ev.Hurry, second) == [ev.Hurry(9, BLOCK, CHUNK)]
+    commands = drawn.handle(ev.ChunkVerified(9, Source.ORIGIN, pin(9)), 3.3)
+    assert of(ev.ReportFetched, commands) == [ev.ReportFetched(((9, pin(9)),))]
+    assert drawn.reading.needs.blocked, "the readers say themselves when they are through"
+
+
+def test_a_holder_that_turns_up_ends_the_want():
+    drawn = swarm({"a": range(0)}, prefetch=False)
+    drawn.handle(ev.ReaderNeeds(1, 0, 9 * CHUNK, 9 * CHUNK + 1), 1.0)
+    commands = drawn.handle(ev.PeerHas(node("a"), ((9, pin(9)),)), 1.5)
+    assert [(ask.peer, ask.chunk) for ask in urgent(commands)] == [(node("a"), 9)]
+    assert of(ev.SendWants, commands) == [ev.SendWants((), ())]
+
+
+def test_without_a_tracker_a_need_is_read_from_the_origin_by_whoever_has_it():
+    drawn = swarm(prefetch=False)
+    drawn.handle(ev.TrackerLost(), 1.0)
+    drawn.handle(ev.ReaderNeeds(1, 0, 9 * CHUNK, 9 * CHUNK + 1), 1.1)
+    commands = drawn.handle(ev.DeadlinePassed(), 1.0 + Limits().lease_grace_s)
+    assert of(ev.Fetch, commands) == [ev.Fetch(9, 0, BLOCK)]
+
+
+def test_with_prefetch_none_nothing_comes_but_what_is_read_or_will_be():
+    drawn = swarm({"a": range(ALL)}, prefetch=False)
+    assert drawn._asks == {}
+    commands = drawn.handle(ev.ReaderWindow(1, 0, 4 * CHUNK, 6 * CHUNK), 1.0)
+    assert [(ask.chunk, ask.end) for ask in of(ev.Ask, commands)] == [(4, 0), (5, 0)]
+    drawn.handle(ev.ReaderPlans(1, ((0, 9 * CHUNK, 10 * CHUNK),)), 1.0)
+    for ask, _ in list(drawn._asks.values()):
+        drawn.handle(ev.ChunkVerified(ask.chunk, Source.PEER, ask.pin, ask.request), 1.1)
+    assert [ask.chunk for ask, _ in drawn._asks.values()] == [9]
+
+
+def test_prefetch_goes_on_from_where_readers_are():
+    drawn = swarm({"a": range(0)})
+    drawn.handle(ev.ReaderRead(1, 0, 20 * CHUNK, 20 * CHUNK + 1), 1.0)
+    drawn._limits = Limits(asks_total=1)
+    drawn.handle(ev.PeerHas(node("a"), tuple((c, pin(c)) for c in (2, 21))), 1.0)
+    window = drawn.reading.wanted(drawn._picker.window())
+    assert window[:3] == [20, 22, 23] or window[:3] == [20, 21, 22], window
+
+
+# -- a bounded cache ------------------------------------------------------------------------------
+
+LIMIT = (LEAST_CHUNKS + 4) * CHUNK + 4096 * 2
+
+
+def bounded(**peers: range) -> Swarm:
+    return swarm(peers, prefetch=False, cache_bytes=LIMIT)
+
+
+def bring(drawn: Swarm, chunk: int, now: float) -> list[ev.Command]:
+    """A reader reads a chunk that peers hold: asked for, verified, read, let go."""
+    commands = drawn.handle(ev.ReaderNeeds(1, 0, chunk * CHUNK, (chunk + 1) * CHUNK), now)
+    commands += settle(drawn, commands, now)
+    drawn.handle(ev.ReaderRead(1, 0, chunk * CHUNK, (chunk + 1) * CHUNK), now)
+    drawn.handle(ev.ReaderSatisfied(1), now)
+    return commands
+
+
+def settle(drawn: Swarm, commands: list[ev.Command], now: float) -> list[ev.Command]:
+    """Answer everything until nothing is under way; returns what else was commanded."""
+    said, queue = list[ev.Command](), list(commands)
+    while queue:
+        match queue.pop(0):
+            case ev.Ask(request, _, chunk, known):
+                done: ev.Event = ev.ChunkVerified(chunk, Source.PEER, known, request)
+            case ev.Fetch(chunk):
+                done = ev.ChunkVerified(chunk, Source.ORIGIN, pin(chunk))
+            case ev.SendWants(needed, soon) if needed or soon:
+                done = ev.LeasesGranted((*needed, *soon))
+            case ev.Drop(chunk):
+                done = ev.ChunkDropped(chunk)
+            case _:
+                continue
+        more = drawn.handle(done, now)
+        said += more
+        queue += more
+    return said
+
+
+def test_what_was_read_longest_ago_goes_and_peers_and_tracker_hear_of_it():
+    drawn = bounded(a=range(ALL))
+    for chunk in range(8):
+        assert of(ev.Drop, bring(drawn, chunk, 10.0 * chunk)) == []
+    commands = bring(drawn, 8, 100.0)
+    assert of(ev.Drop, commands) == [ev.Drop(0)]
+    assert of(ev.SendLost, commands) == [ev.SendLost((node("a"),), (0,))]
+    assert of(ev.ReportLost, commands) == [ev.ReportLost((0,))]
+    assert [chunk for chunk in range(ALL) if chunk in drawn.held] == list(range(1, 9))
+    bring(drawn, 0, 200.0)
+    assert drawn.reading.room.again_bytes == CHUNK
+    assert drawn.reading.room.evicted_chunks == 2
+
+
+def test_the_last_known_copy_goes_last():
+    drawn = bounded(a=range(3, ALL))
+    for chunk in range(8):
+        bring(drawn, chunk, 10.0 * chunk)
+    assert of(ev.Drop, bring(drawn, 8, 100.0)) == [ev.Drop(3)], "0 to 2 are here alone"
+    for chunk in range(9, 16):
+        bring(drawn, chunk, 110.0 + chunk)
+    assert all(chunk in drawn.held for chunk in (0, 1, 2))
+
+
+def test_kept_chunks_and_those_under_readers_stay_and_the_need_waits():
+    drawn = bounded(a=range(ALL))
+    assert "kept" in drawn.reading.room.keep(range(5)), "that would leave no room to read"
+    assert drawn.reading.room.keep(range(4)) == ""
+    for chunk in range(8):
+        bring(drawn, chunk, 10.0 * chunk)
+    for reader, chunk in enumerate((4, 5, 6, 7), 10):
+        drawn.handle(ev.ReaderNeeds(reader, 0, chunk * CHUNK, chunk * CHUNK + 1), 100.0)
+    commands = drawn.handle(ev.ReaderNeeds(20, 0, 20 * CHUNK, 20 * CHUNK + 1), 100.0)
+    assert of(ev.Drop, commands) == of(ev.Ask, commands) == []
+    drawn.handle(ev.ReaderSatisfied(12), 101.0)
+    assert of(ev.Drop, drawn.handle(ev.DeadlinePassed(), 101.1)) == [], "it has just read there"
+    commands = drawn.handle(ev.DeadlinePassed(), 101.0 + CURSOR_S)
+    assert of(ev.Drop, commands) == [ev.Drop(6)]
+    assert of(ev.Ask, commands) == [], "not before its space is free"
+    assert urgent(drawn.handle(ev.ChunkDropped(6), 101.6))[0].chunk == 20
+
+
+def test_what_expired_goes_if_another_node_has_it():
+    drawn = swarm({"a": range(1, ALL)}, prefetch=False, cache_bytes=LIMIT, expire_s=5.0)
+    for chunk in (0, 1, 2):
+        bring(drawn, chunk, float(chunk))
+    drawn.handle(ev.ReaderClosed(1), 3.0)
+    assert of(ev.Drop, drawn.handle(ev.DeadlinePassed(), 5.9)) == []
+    dropped = of(ev.Drop, drawn.handle(ev.DeadlinePassed(), 7.5))
+    assert dropped == [ev.Drop(1), ev.Drop(2)], "0 is the last known copy"
+
+
+def test_prefetch_fills_a_cache_but_for_two_chunks_and_brings_nothing_back():
+    drawn = swarm({"a": range(ALL)}, cache_bytes=LIMIT)
+    settle(drawn, [ask for ask, _ in drawn._asks.values()], 1.0)
+    assert sorted(drawn.held) == [0, 1, 2, 3, 4, 5, 32], "the most wanted, the heads of files too"
+    assert drawn.wanted_leases == 0
+    for chunk in range(8, 16):
+        bring(drawn, chunk, 10.0 * chunk)
+    settle(drawn, drawn.handle(ev.ReaderClosed(1), 300.0), 300.0)
+    gone = [chunk for chunk in range(8, 16) if chunk not in drawn.held]
+    assert gone
+    assert all(chunk in drawn.held for chunk in range(6)), "what was not read yet"
+    assert all(drawn._picker.state(chunk) == RELEASED for chunk in gone)
+
+
+def test_a_cache_that_was_larger_at_its_last_use_is_made_smaller_at_once():
+    held = Bitfield(ALL, range(20))
+    drawn = Swarm(
+        MANIFEST, ME, held, {}, {c: pin(c) for c in range(ALL)}, Random(0), Limits(),
+        Holding(cache_bytes=LIMIT),
+    )  # fmt: skip
+    settle(drawn, drawn.handle(ev.DeadlinePassed(), 1.0), 1.0)
+    assert len(drawn.held) <= LEAST_CHUNKS + 4
+    assert 0 in drawn.held, "the last in the model's order go first"
+
+
+def test_a_limit_that_the_model_fits_into_drops_nothing():
+    drawn = swarm({"a": range(ALL)}, cache_bytes=space_bytes(MANIFEST))
+    settle(drawn, [ask for ask, _ in drawn._asks.values()], 1.0)
+    assert drawn.held.complete
+    assert not drawn.reading.on_demand
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_on_a_long_walk_the_cache_is_never_too_full_and_every_reader_gets_its_bytes(seed):
+    """Answers come in any order, good and bad; readers come, read on and jump."""
+    print(f"seed {seed}")
+    rng = Random(seed)
+    prefetch = rng.random() < 0.5
+    drawn = swarm({"a": range(ALL), "b": range(10, ALL)}, prefetch=prefetch, cache_bytes=LIMIT)
+    drawn.reading.room.keep(range(2))
+    waiting: list[ev.Command] = [ask for ask, _ in drawn._asks.values()]
+    on_disk: dict[int, None] = {}
+    needs: dict[int, int] = {}
+    served, now = 0, 1.0
+
+    def feed(event: ev.Event) -> None:
+        for command in drawn.handle(event, now):
+            if isinstance(command, ev.Ask | ev.Fetch):
+                on_disk[command.chunk] = None
+                waiting.append(command)
+            elif isinstance(command, ev.Drop):
+                assert command.chunk not in needs.values(), "under a reader"
+                assert command.chunk >= 2 or command.chunk not in drawn.reading.room.kept
+                waiting.append(command)
+        assert sum(drawn.reading.room._size(c) for c in on_disk) <= LIMIT, "too full"
+
+    for ask in waiting:
+        on_disk[ask.chunk] = None
+    for _ in range(600):
+        now += rng.expovariate(20.0)
+        reader, chunk = rng.randrange(3), rng.randrange(COUNT)
+        choice = rng.random()
+        if choice < 0.3 and reader not in needs and len(needs) < 3:
+            needs[reader] = chunk
+            feed(ev.ReaderNeeds(reader, 0, chunk * CHUNK, chunk * CHUNK + 1))
+        elif choice < 0.4:
+            feed(ev.ReaderWindow(reader, 0, chunk * CHUNK, min(COUNT, chunk + 3) * CHUNK))
+        elif waiting:
+            done = waiting.pop(rng.randrange(len(waiting)))
+            if isinstance(done, ev.Drop):
+                del on_disk[done.chunk]
+                feed(ev.ChunkDropped(done.chunk))
+            elif isinstance(done, ev.Ask) and rng.random() < 0.3:
+                feed(rng.choice([ev.AskRefused(done.request, 0.1), ev.AskFailed(done.request, "")]))
+            elif isinstance(done, ev.Ask):
+                feed(ev.ChunkVerified(done.chunk, Source.PEER, done.pin, done.request))
+            elif isinstance(done, ev.Fetch):
+                feed(ev.ChunkVerified(done.chunk, Source.ORIGIN, pin(done.chunk)))
+        else:
+            feed(ev.DeadlinePassed())
+        for one, wanted in list(needs.items()):
+            if wanted in drawn.held:
+                del needs[one]
+                served += 1
+                feed(ev.ReaderRead(one, 0, wanted * CHUNK, (wanted + 1) * CHUNK))
+                feed(ev.ReaderSatisfied(one))
+    for _ in range(200):  # now all is good: whoever waits is served
+        now += 0.3
+        for done in [*waiting, None]:
+            if done is None:
+                feed(ev.DeadlinePassed())
+                continue
+            waiting.remove(done)
+            if isinstance(done, ev.Drop):
+                del on_disk[done.chunk]
+                feed(ev.ChunkDropped(done.chunk))
+            elif isinstance(done, ev.Ask):
+                feed(ev.ChunkVerified(done.chunk, Source.PEER, done.pin, done.request))
+        for one in [one for one, wanted in needs.items() if wanted in drawn.held]:
+            del needs[one]
+            feed(ev.ReaderSatisfied(one))
+        if not needs:
+            break
+    assert not needs, (needs, drawn.reading.room, drawn.reading.urgent)
+    assert served > 10
