@@ -105,12 +105,13 @@ class Fetcher:
         crcs: dict[int, int] = {}
         crc = checksum_function(job.checksum) if job.checksum else None
         if urlsplit(job.url).scheme == "file":
-            spans = [self._chunks.missing_within(job.chunk, job.start, job.end)] if job.end else []
-            for start, end in (*spans, (0, 0)):
-                if start == end:
-                    start, end = self._chunks.missing_range(job.chunk)
-                if start < end:
-                    await self._copy(job, self._sink(job, start, end, crcs, crc))
+            first = (
+                self._chunks.missing_within(job.chunk, job.start, job.end) if job.end else (0, 0)
+            )
+            if first[0] < first[1]:
+                await self._copy(job, self._sink(job, *first, crcs, crc))
+            for start, end in self._chunks.missing_spans(job.chunk):
+                await self._copy(job, self._sink(job, start, end, crcs, crc))
         else:
             async with trio.open_nursery() as nursery:
 

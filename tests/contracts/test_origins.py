@@ -4,7 +4,8 @@ import os
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,54 @@ async def test_a_limited_download_takes_its_time_whatever_the_origin_is(place, r
         assert isinstance(got, jobs.Got), got
     assert time.monotonic() - begin >= (256 * KIB - 0.03 * rate) / rate
     assert work.totals.bytes == 256 * KIB
+    await origin.aclose()
+
+
+async def test_what_a_reader_is_blocked_on_comes_first(place, reader):
+    here = place({"big.bin": 200 * KIB + 1})
+    origin = open_origin(here.url)
+    manifest = await origin.list("m", CHUNK, BLOCK)
+    work = reader(manifest)
+    job = replace(await origin.fetch_job(manifest, 1), start=2 * BLOCK, end=3 * BLOCK)
+    got = await work.fetch(job)
+    assert isinstance(got, jobs.Got), got
+    data = (here.root / "big.bin").read_bytes()[CHUNK : 2 * CHUNK]
+    assert got.digests == b"".join(
+        block_digest(data[at : at + BLOCK]) for at in range(0, CHUNK, BLOCK)
+    )
+    ranges = [(one.start, one.end) for one in work.reports if isinstance(one, jobs.Requested)]
+    if here.url.startswith("http"):
+        assert ranges[0] == (CHUNK + 2 * BLOCK, CHUNK + 3 * BLOCK)
+        assert sorted(ranges[1:]) == [(CHUNK, CHUNK + 2 * BLOCK), (CHUNK + 3 * BLOCK, 2 * CHUNK)]
+    assert work.totals.bytes == CHUNK, "each byte once"
+    assert work.totals.duplicate_bytes == 0
+    await origin.aclose()
+
+
+async def test_a_fetch_under_way_hurries_to_what_a_reader_needs(nginx, tmp_path, reader):
+    """At 32 KiB a second the fourth block would come after the second and third."""
+    root = tmp_path / "model"
+    root.mkdir()
+    make_model(root, 72, {"big.bin": 12 * BLOCK})
+    origin = open_origin(nginx(root, "limit_rate 32k;").url)
+    manifest = await origin.list("m", 12 * BLOCK, BLOCK)
+    work = reader(manifest)
+    job = await origin.fetch_job(manifest, 0)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work.fetcher.fetch, job)
+            with closing(Chunks(work.store.directory)) as chunks:
+                while not chunks.verified(0, 0, BLOCK):
+                    await trio.sleep(0.01)
+                work.fetcher.hurry(0, 9 * BLOCK, 10 * BLOCK)
+                while not chunks.verified(0, 9 * BLOCK, BLOCK):
+                    await trio.sleep(0.01)
+                assert not chunks.verified(0, 5 * BLOCK, 4 * BLOCK), "in its turn it would be later"
+    (got,) = [one for one in work.reports if isinstance(one, jobs.Got)]
+    data = (root / "big.bin").read_bytes()
+    assert got.digests == b"".join(
+        block_digest(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)
+    )
     await origin.aclose()
 
 

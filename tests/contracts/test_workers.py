@@ -326,6 +326,41 @@ async def test_a_chunk_of_several_blocks_without_digests_is_refused(bench):
     assert "without digests" in report.text
 
 
+async def test_for_a_reader_just_its_blocks_are_asked_for_and_the_last_ones_make_the_chunk(bench):
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0), BLOCK, 3 * BLOCK))
+    asked = await far.request()
+    assert (asked.offset, asked.length, asked.flags) == (BLOCK, 2 * BLOCK, Flag.DEMAND)
+    await far.send(*answer(bench, asked, bench.data(0), bench.digests(0), last=True))
+    report = await bench.report(jobs.GotBlocks)
+    assert (report.request, report.chunk) == (7, 0)
+    with closing(Chunks(bench.store.directory)) as chunks:
+        assert chunks.missing_spans(0) == [(0, BLOCK), (3 * BLOCK, CHUNK)]
+    assert bench.stored(0)[BLOCK : 3 * BLOCK] == bench.data(0)[BLOCK : 3 * BLOCK]
+    bench.pool.submit(0, jobs.AskJob(8, 1, 0, bench.pin(0), 2 * BLOCK, 3 * BLOCK))
+    assert (await bench.report(jobs.GotBlocks)).request == 8, "here already: nobody is asked"
+    bench.pool.submit(0, jobs.AskJob(9, 1, 0, bench.pin(0), 2 * BLOCK, CHUNK))
+    asked = await far.request()
+    assert (asked.request, asked.offset, asked.length) == (9, 3 * BLOCK, BLOCK)
+    await far.send(*answer(bench, asked, bench.data(0), bench.digests(0), last=True))
+    await bench.report(jobs.GotBlocks)
+    bench.pool.submit(0, jobs.AskJob(10, 1, 0, bench.pin(0), 0, BLOCK))
+    await far.send(*answer(bench, await far.request(), bench.data(0), bench.digests(0), last=True))
+    report = await bench.report(jobs.Got)
+    assert (report.request, report.digests) == (10, bench.digests(0))
+
+
+async def test_one_wrong_bit_of_a_block_for_a_reader_is_refused(bench):
+    data = bytearray(bench.data(0))
+    data[2 * BLOCK + 5] ^= 1
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0), 2 * BLOCK, 3 * BLOCK))
+    await far.send(*answer(bench, await far.request(), bytes(data), bench.digests(0), last=True))
+    assert (await bench.report(jobs.AskEnded)).why == "corrupt"
+    with closing(Chunks(bench.store.directory)) as chunks:
+        assert chunks.missing_range(0) == (0, CHUNK)
+
+
 async def test_after_a_cut_only_the_missing_blocks_are_asked_for(bench):
     far = await near(bench, jobs.AddDownlink)
     bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
@@ -533,6 +568,94 @@ async def test_a_slot_is_free_again_after_a_transfer_however_it_ended(tmp_path, 
         bench.pool.submit(0, jobs.AddUplink(2, PEER), other.near)
         await other.send(Header(Kind.REQUEST, 4, 0, 0, BLOCK).encode())
         assert (await other.header(dataframe.DOWNWARD)).kind is Kind.DATA
+
+
+# -- what goes ------------------------------------------------------------------------------------
+
+
+async def drop(bench: Bench, chunk: int) -> None:
+    """Take a chunk out of the store, as the control process does."""
+    bench.store.evict(chunk)
+    for worker in range(bench.pool.count):
+        bench.pool.submit(worker, jobs.DropJob(chunk))
+    for _ in range(bench.pool.count):
+        assert (await bench.report(jobs.Dropped)).chunk == chunk
+    bench.store.punch(chunk)
+
+
+def on_disk(bench: Bench, chunk: int) -> int:
+    """What the file of a chunk takes."""
+    path = bench.store.file_path(bench.manifest.extent(chunk).file)
+    return path.stat().st_blocks * 512
+
+
+async def test_a_dropped_chunk_gives_its_space_back_is_not_served_and_can_come_again(bench):
+    await bench.fetched(0)
+    await bench.fetched(1)
+    before = on_disk(bench, 0)
+    evictions = bench.store._map.evictions
+    await drop(bench, 0)
+    assert bench.store._map.evictions == evictions + 1
+    assert before - on_disk(bench, 0) == CHUNK
+    assert bench.stored(1) == bench.data(1)
+    far = await near(bench, jobs.AddUplink)
+    await far.send(Header(Kind.REQUEST, 1, 0, 0, CHUNK).encode())
+    assert (await far.header(dataframe.DOWNWARD)).kind is Kind.NOT_HAVE
+    await bench.fetched(0)
+    assert bench.stored(0) == bench.data(0)
+    assert on_disk(bench, 0) == before
+
+
+async def test_the_end_of_a_file_is_given_back_too(bench):
+    await bench.fetched(2)
+    await drop(bench, 2)
+    assert on_disk(bench, 2) == 0
+    assert bench.store.file_path(0).stat().st_size == SIZES["a/big.bin"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_who_is_being_sent_a_chunk_that_goes_gets_whole_blocks_and_is_told(tmp_path, workers):
+    """The bytes of a block that was promised are the right ones, though the file has a hole now."""
+    async with running(tmp_path, workers) as bench:
+        await bench.fetched(0)
+        far = bench.far_end(narrow=True)
+        bench.pool.submit(0, jobs.AddUplink(1, PEER), far.near)
+        await far.send(Header(Kind.REQUEST, 1, 0, 0, CHUNK).encode())
+        frame = await far.header(dataframe.DOWNWARD)
+        await far.read(frame.digests + 100)
+        await drop(bench, 0)
+        got = await far.read(frame.length - 100)
+        assert got == bench.data(0)[100 : frame.length]
+        while (frame := await far.header(dataframe.DOWNWARD)).kind is Kind.DATA:
+            data = await far.read(frame.length)
+            assert data == bench.data(0)[frame.offset : frame.offset + frame.length]
+            assert not frame.flags & Flag.LAST, "the chunk is not whole any more"
+        assert (frame.kind, frame.status) == (Kind.END, EndStatus.DROPPED)
+        await far.send(Header(Kind.REQUEST, 2, 0, 0, BLOCK).encode())
+        assert (await far.header(dataframe.DOWNWARD)).kind is Kind.NOT_HAVE
+
+
+async def test_a_peer_that_dropped_the_chunk_meanwhile_just_has_not_got_it(bench):
+    far = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    frames = answer(bench, await far.request(), bench.data(0), bench.digests(0), last=True)
+    ended = Header(Kind.END, 7, 0, status=EndStatus.DROPPED).encode()
+    await far.send(*frames[:3], ended)
+    assert (await bench.report(jobs.AskEnded)).why == "not_have"
+
+
+async def test_a_restarted_bounded_cache_frees_what_its_journal_does_not_know(tmp_path):
+    async with running(tmp_path, 0) as bench:
+        for chunk in (0, 1, 2):
+            await bench.fetched(chunk)
+        bench.store.forget(1)
+        bench.store.bound()
+        assert bench.stored(0) == bench.data(0)
+        assert bench.stored(1) == bytes(CHUNK)
+        assert bench.stored(2) == bench.data(2)
+        (tmp_path / "linked").hardlink_to(bench.store.file_path(0))
+        with pytest.raises(StoreError, match="linked elsewhere"):
+            bench.store.bound()
 
 
 async def test_what_one_peer_asks_at_once_is_queued_to_a_bound_refused_and_then_a_flood(bench):
