@@ -124,10 +124,8 @@ class Fetcher:
                     if start < end:
                         sink = self._sink(job, start, end, crcs, crc)
                         await self._span(job, sink, begin, "urgent")
-                for first, last in self._chunks.missing_spans(job.chunk):
-                    for start, end in self._size.cut(
-                        first, last, self._chunks.manifest.block_bytes
-                    ):
+                for at, last in self._chunks.missing_spans(job.chunk):
+                    for start, end in self._size.cut(at, last, self._chunks.manifest.block_bytes):
                         begin(start, end)
         digests = self._chunks.digests(job.chunk)
         checksum = self._checksum(job, crcs, crc) if crc else b""
