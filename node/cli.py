@@ -56,6 +56,10 @@ def join(**options: Any) -> None:
     start_logging(config.log_level, config.log_path)
     for warning in warnings:
         logging.getLogger(__name__).warning("%s", warning)
+    if config.mount is not None:
+        from node.mount.prepare import prepare
+
+        prepare(config.mount)
     import trio
 
     from node.daemon import run
@@ -82,16 +86,16 @@ def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, lis
     trackers = tuple(
         parse_address(part.strip(), what="--tracker") for part in options["tracker"].split(",")
     )
+    configuration.check_require_seal(options["require_seal"], options.get("prefetch"))
     model_dir = options["model_dir"]
     origin = options["origin"] or configuration.environment("OSS_PATH")
-    for flag in ("until_complete", "require_seal"):
-        if options[flag] and options["prefetch"] == "none":
-            name = flag.replace("_", "-")
-            raise UsageError(f"--{name} needs the whole model, which --prefetch none does not get")
+    if options["until_complete"] and options["prefetch"] == "none":
+        raise UsageError("--until-complete and --prefetch none exclude each other: leave one out")
     config = configuration.JoinConfig(
         trackers=trackers,
         model_dir=model_dir,
-        cache_dir=options["cache_dir"] or configuration.default_cache_dir(model_dir),
+        cache_dir=options["cache_dir"]
+        or configuration.default_cache_dir(model_dir or options["mount"]),
         origin=origin,
         origin_options=_origin_options(options, origin),
         model=options["model"],
@@ -107,9 +111,10 @@ def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, lis
         limits=RateLimits(parse_limit(options["max_upload"]), parse_limit(options["max_download"])),
         prefetch=options["prefetch"] == "all",
         cache_bytes=_optional(parse_size, options["cache_size"]),
-        require_seal=options["require_seal"],
         replace=options["replace"],
         follow=options["follow"],
+        require_seal=options["require_seal"],
+        mount=options["mount"],
         until_complete=options["until_complete"],
         linger_s=options["linger"],
         report=options["report"],
