@@ -31,6 +31,7 @@ from node.throttle import DOWNLOAD, Throttle
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
 from p2p.errors import OriginError, StoreError, StoreFull
+from p2p.needs import Part
 
 IDLE_WIRES = 16
 THROTTLED = (429, 503)  # the whole cluster hears of these at once
@@ -120,16 +121,28 @@ class Fetcher:
                     nursery.start_soon(self._span, job, sink, begin, kind)
 
                 if job.end:  # for a reader: nothing else of this chunk competes with it
-                    start, end = self._chunks.missing_within(job.chunk, job.start, job.end)
-                    if start < end:
-                        sink = self._sink(job, start, end, crcs, crc)
-                        await self._span(job, sink, begin, "urgent")
+                    await self._urgent(job, begin, crcs, crc)
                 for at, last in self._chunks.missing_spans(job.chunk):
                     for start, end in self._size.cut(at, last, self._chunks.manifest.block_bytes):
                         begin(start, end)
         digests = self._chunks.digests(job.chunk)
         checksum = self._checksum(job, crcs, crc) if crc else b""
         self._report(jobs.Got(job.chunk, "origin", 0, chunk_pin(digests), digests, checksum))
+
+    async def _urgent(
+        self,
+        job: jobs.FetchJob,
+        begin: Callable[[int, int, str], None],
+        crcs: dict[int, int],
+        crc: Checksum | None,
+    ) -> None:
+        """Read what a reader is blocked on, in pieces at the same time."""
+        start, end = self._chunks.missing_within(job.chunk, job.start, job.end)
+        pieces = Part(job.chunk, start, end).pieces(self._chunks.manifest.block_bytes)
+        async with trio.open_nursery() as nursery:
+            for _, at, last in pieces:
+                sink = self._sink(job, at, last, crcs, crc)
+                nursery.start_soon(self._span, job, sink, begin, "urgent")
 
     def _sink(
         self, job: jobs.FetchJob, start: int, end: int, crcs: dict[int, int], crc: Checksum | None

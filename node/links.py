@@ -25,6 +25,7 @@ from p2p.ids import NodeId, short
 log = logging.getLogger(__name__)
 
 Dial = Callable[[NodeId, Pair], Awaitable[trio.SocketStream]]
+URGENT = 4  # connections to a peer for what readers are blocked on, half a need's pieces
 FAILURES = (OSError, ProtocolError, trio.BrokenResourceError, trio.TooSlowError)
 
 
@@ -44,6 +45,11 @@ class Downlink:
     waiting: list[Ask | AskAhead] = field(default_factory=list)
     asked: int = 0
     """requests under way"""
+
+    @property
+    def load(self) -> int:
+        """Requests under way, or waiting for it to be made."""
+        return self.asked + len(self.waiting)
 
 
 @dataclass(slots=True)
@@ -141,17 +147,20 @@ class Links:
 
     def _ask_at_once(self, ask: Ask) -> None:
         """For a reader: on a connection of its own, or meanwhile on one that is idle."""
-        urgent = next((one for one in self._down[ask.peer].values() if one.urgent), None)
-        urgent = urgent or self._open_more(ask.peer, urgent=True)
+        urgent = [one for one in self._down[ask.peer].values() if one.urgent]
+        down = min(urgent, key=lambda one: (not one.ready, one.load), default=None)
+        if len(urgent) < URGENT and (down is None or down.load or not down.ready):
+            opened = self._open_more(ask.peer, urgent=True)
+            down = down if down is not None and down.ready else opened or down
         idle = self._least(ask.peer)
-        if urgent is not None and urgent.ready:
-            self._send(urgent, ask)
-        elif idle is not None and (not idle.asked or urgent is None):
-            self._send(idle, ask)
-        elif urgent is not None:
-            urgent.waiting.append(ask)
-        else:
+        if idle is not None and not idle.asked and (down is None or not down.ready):
+            down = idle
+        if down is None:
             self._fail(ask, "the peer has no address")
+        elif down.ready:
+            self._send(down, ask)
+        else:
+            down.waiting.append(ask)
 
     def _least(self, peer: NodeId, but: Downlink | None = None) -> Downlink | None:
         links = self._down.get(peer, {}).values()
@@ -161,8 +170,8 @@ class Links:
     def _open_more(self, peer: NodeId, *, urgent: bool = False) -> Downlink | None:
         links = self._down[peer]
         pairs = self._pairs(peer)
-        same = [one.pair for one in links.values() if one.urgent == urgent]
-        pair = pairs.pick(same, trio.current_time())
+        used = [one.pair for one in links.values() if not one.urgent]
+        pair = pairs.pick([] if urgent else used, trio.current_time())
         if pair is None:
             return None
         link, worker = self._new_link(pair[0])

@@ -10,7 +10,7 @@ import trio
 
 from node.chunks import Chunks
 from node.polled import Polled
-from node.sockets import TURN_BYTES, EndOfStream
+from node.sockets import TURN_BYTES, EndOfStream, set_interactive
 from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import EndStatus, Flag, Header, Kind
@@ -92,6 +92,8 @@ class Uplink(Polled):
         self._resumable: deque[_Transfer] = deque()
         """answers that waited, and can go on"""
         self._granted = 0
+        self._prompt = False
+        """what readers are blocked on goes over it, before others in the host's queue"""
         self._moved_s = 0.0
 
     def close(self) -> None:
@@ -140,6 +142,9 @@ class Uplink(Polled):
         self._check_request(header)
         if not self._wanted() & WRITABLE:
             self._moved_s = trio.current_time()
+        if header.flags & Flag.DEMAND and not self._prompt:
+            self._prompt = True
+            set_interactive(self._sock)
         if header.flags & Flag.WAIT:
             self._wait(_Transfer(header, header.offset, 0.0, waits=True))
         else:

@@ -44,7 +44,8 @@ class WorkerSettings:
 
     upload_slots: int = 8
     """transfers at once, in all workers together; 2 to 8 made no difference (probe)"""
-    reserved_slots: int = 1
+    reserved_slots: int = 8
+    """for what readers are blocked on: a need has as many pieces"""
     first_byte_s: float = 2.0
     stall_s: float = 2.0
     """no byte for so long: the peer is given up and its verified blocks are kept"""

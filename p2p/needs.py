@@ -20,6 +20,7 @@ from p2p.bitfield import Bitfield
 from p2p.ids import Chunk
 from p2p.manifest import Manifest
 
+PIECES, PIECE_LEAST = 8, 128 * 1024  # less is a matter of round trips, not of bytes
 AT_ONCE = 8  # chunks of one need that are asked for together; a larger one is served from its start
 SOON = 64  # chunks ahead of all readers together, as many as prefetch looks at
 CURSOR_S = 0.5  # the chunk where a reader has read is not dropped for so long
@@ -35,6 +36,14 @@ class Part(NamedTuple):
     def covers(self, other: "Part") -> bool:
         """All of the other one's bytes are of this one."""
         return self.chunk == other.chunk and self.start <= other.start and other.end <= self.end
+
+    def pieces(self, block_bytes: int) -> "list[Part]":
+        """The same in a few pieces, which come faster together: a connection that was idle begins
+        slowly, and one among many gets a small share of a link."""
+        size = max(PIECE_LEAST, -(-(self.end - self.start) // PIECES))
+        size = -(-size // block_bytes) * block_bytes
+        places = range(self.start, self.end, size)
+        return [Part(self.chunk, at, min(at + size, self.end)) for at in places]
 
 
 @dataclass(slots=True)

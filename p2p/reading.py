@@ -73,7 +73,9 @@ class Reading:
         self.needs = Needs(manifest)
         self.room = Evictor(manifest, holding.cache_bytes, holding.expire_s)
         self.room.kept = dict.fromkeys(holding.kept)
-        self.urgent = Urgent(self.needs, self.room, picker, book, pins, fetching, number, rng)
+        self.urgent = Urgent(
+            self.needs, self.room, picker, book, pins, fetching, number, manifest.block_bytes, rng
+        )
         self._held, self._suspects = held, suspects
         self._picker, self._book, self._backlog = picker, book, backlog
         self._rehashing, self._blame = rehashing, blame

@@ -60,8 +60,10 @@ class Urgent:
         pins: dict[Chunk, bytes],
         fetching: Callable[[Chunk], bool],
         number: Callable[[], int],
+        block_bytes: int,
         rng: Random,
     ) -> None:
+        self._block_bytes = block_bytes
         self._needs, self._room, self._picker, self._book = needs, room, picker, book
         self._pins, self._fetching, self._number, self._rng = pins, fetching, number, rng
         self._tries: dict[int, _Try] = {}
@@ -158,7 +160,8 @@ class Urgent:
         out: list[Command] = []
         nowhere: list[Chunk] = []
         for part in self._needs.parts():
-            if self._picker.state(part.chunk) == HELD or self._here(part, now):
+            pieces = [piece for piece in self._pieces(part) if not self._here(piece, now)]
+            if self._picker.state(part.chunk) == HELD or not pieces:
                 continue
             fetching = self._fetching(part.chunk)
             if fetching and not any(hurried.covers(part) for hurried in self._hurried):
@@ -172,10 +175,14 @@ class Urgent:
             elif not self._picker.is_held_by_any(part.chunk):
                 nowhere.append(part.chunk)
             else:
-                out += self._ask(part, now)
+                for piece in pieces:
+                    out += self._ask(piece, now)
         if tracker:
             out += self._tell_wants(tuple(nowhere), now)
         return out
+
+    def _pieces(self, part: Part) -> list[Part]:
+        return part.pieces(self._block_bytes)
 
     def _here(self, part: Part, now: float) -> bool:
         return any(seen.covers(part) and at + CAME_S > now for seen, at in self._came.items())

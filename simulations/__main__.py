@@ -197,6 +197,34 @@ def swarm(runs: int, vs: tuple[str, ...], json_file: Path | None, **options: Any
 
 
 @bench.command()
+@click.option("--nodes", type=click.IntRange(3, 16), default=4, show_default=True,
+              help="The last one joins when the others hold everything.")  # fmt: skip
+@click.option("--rate", default="1gbit", show_default=True, metavar="RATE")
+@click.option("--first-byte", type=click.FloatRange(0), default=30, show_default=True,
+              metavar="MS", help="Until the origin answers.")  # fmt: skip
+@click.option("--size", default="2GiB", show_default=True, metavar="SIZE")
+@click.option("--chunk-size", default="4MiB", show_default=True, metavar="SIZE")
+@click.option("--block-size", default="128KiB", show_default=True, metavar="SIZE")
+@click.option("--workers", type=click.IntRange(0, 8), default=1, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def latency(
+    nodes: int, rate: str, first_byte: float, size: str, chunk_size: str, block_size: str,
+    workers: int, seed: int, json_file: Path | None,
+) -> None:  # fmt: skip
+    """Cold random reads of a loading swarm, beside GETs from the unloaded origin. Needs root."""
+    from p2p.units import parse_rate, parse_size
+    from simulations.bench.latency import measure
+    from simulations.case import Case
+
+    mbit = (parse_rate(rate) or 0) * 8 / 1e6
+    case = Case(
+        nodes, mbit, parse_size(size), mbit, parse_size(chunk_size), parse_size(block_size), workers
+    )
+    measure(case, first_byte, workers, seed, repeating("bench", "latency"), json_file)
+
+
+@bench.command()
 @click.option("--nodes", type=click.IntRange(1, 15_000), default=1000, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=30, show_default=True)
 @click.option("--warm-up", type=click.FloatRange(0), default=5, show_default=True,
