@@ -37,6 +37,7 @@ lock:
 	.venv-lock/bin/python -m pip install --quiet pip-tools
 	.venv-lock/bin/pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--extra test --extra dev --extra bench --output-file requirements/lock.txt pyproject.toml
+	sed -i '/^shoal @ /,/# via/d' requirements/lock.txt  # our own extras would name this folder
 	rm -r .venv-lock
 
 clean:

@@ -128,9 +128,11 @@ class ModelOperations(pyfuse3.Operations):
                 return
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """The size of the model; nothing is free."""
-        tree = await self._known()
+        """The size of the model; nothing is free. Answered at once: it tells that we live."""
         answer = pyfuse3.StatvfsData()
+        if not self._ready.is_set():
+            return answer
+        tree = await self._known()
         answer.f_bsize = answer.f_frsize = BLOCK_BYTES
         answer.f_blocks = -(-self._attachment.manifest.total_bytes // BLOCK_BYTES)
         answer.f_files = len(tree.inodes)
