@@ -14,6 +14,7 @@ manifest; what lies outside of it is cut off.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
+from math import inf
 from typing import NamedTuple
 
 from p2p.bitfield import Bitfield
@@ -23,6 +24,7 @@ from p2p.manifest import Manifest
 PIECES, PIECE_LEAST = 8, 128 * 1024  # less is a matter of round trips, not of bytes
 AT_ONCE = 8  # chunks of one need that are asked for together; a larger one is served from its start
 SOON = 64  # chunks ahead of all readers together, as many as prefetch looks at
+PATIENCE_S = 0.25  # a block of a chunk that comes beside a dozen others, at 1 Gbit/s
 CURSOR_S = 0.5  # the chunk where a reader has read is not dropped for so long
 
 
@@ -51,6 +53,8 @@ class _Reader:
     """One open file or stream."""
 
     need: tuple[Part, ...] = ()
+    since: float = 0.0
+    """when it became blocked"""
     window: range = range(0)
     plan: dict[Chunk, None] = field(default_factory=dict)
     cursor: Chunk | None = None
@@ -98,10 +102,10 @@ class Needs:
 
     # -- what readers say -------------------------------------------------------------------------
 
-    def need(self, number: int, file: int, start: int, end: int) -> None:
+    def need(self, number: int, file: int, start: int, end: int, now: float) -> None:
         """The reader is blocked on these bytes; its former need is over."""
         reader = self._reader(number)
-        reader.need = self._parts(file, start, end)
+        reader.need, reader.since = self._parts(file, start, end), now
         self._blocked.pop(number, None)
         if reader.need:
             self._blocked[number] = None
@@ -161,6 +165,16 @@ class Needs:
                 start, end = min(known.start, part.start), max(known.end, part.end)
                 found[part.chunk] = Part(part.chunk, start, end)
         return list(found.values())
+
+    def patient_until(self, chunk: Chunk) -> float:
+        """Until when a request for the whole chunk, under way already, is the best for the readers
+        that need it: they read in order, and it is among what comes to them anyway."""
+        until = inf
+        for number in self._blocked:
+            reader = self._readers[number]
+            if any(part.chunk == chunk for part in reader.need[:AT_ONCE]):
+                until = min(until, reader.since + PATIENCE_S if chunk in reader.window else -inf)
+        return until
 
     def soon(self) -> list[Chunk]:
         """Chunks of windows, the nearest of each reader first, and then those of plans; at most

@@ -74,8 +74,9 @@ class Reading:
         self.room = Evictor(manifest, holding.cache_bytes, holding.expire_s)
         self.room.kept = dict.fromkeys(holding.kept)
         self.urgent = Urgent(
-            self.needs, self.room, picker, book, pins, fetching, number, manifest.block_bytes, rng
-        )
+            self.needs, self.room, picker, book, pins, fetching,
+            lambda chunk: chunk in suspects, number, manifest.block_bytes, rng,
+        )  # fmt: skip
         self._held, self._suspects = held, suspects
         self._picker, self._book, self._backlog = picker, book, backlog
         self._rehashing, self._blame = rehashing, blame
@@ -135,7 +136,7 @@ class Reading:
     def _take_reader(self, event: ev.Event, now: float) -> bool:
         match event:
             case ev.ReaderNeeds(reader, file, start, end):
-                self.needs.need(reader, file, start, end)
+                self.needs.need(reader, file, start, end, now)
             case ev.ReaderSatisfied(reader):
                 self.needs.satisfied(reader, now)
             case ev.ReaderWindow(reader, file, start, end):
@@ -227,6 +228,11 @@ class Reading:
         """Missing chunks that readers will read soon."""
         state = self._picker.state
         return [chunk for chunk in self.needs.soon() if state(chunk) in (MISSING, RELEASED)]
+
+    def to_hash(self) -> list[Chunk]:
+        """Chunks on disk that readers wait for: they are hashed before others."""
+        needed = (part.chunk for part in self.needs.parts())
+        return [c for c in needed if c in self._suspects and not self._rehashing(c)]
 
     def lone(self) -> list[Chunk]:
         """Chunks that this node reads from the origin by itself when no tracker answers: what

@@ -694,9 +694,12 @@ class Swarm:
                 self._return_lease(leased, "no space in the cache dir", False, 2.0)
 
     def _rehash_more(self) -> None:
+        for chunk in self.reading.to_hash():
+            self._rehashing[chunk] = self._now
+            self._out.append(ev.Rehash(chunk, self.suspects[chunk]))
         while self._to_rehash and len(self._rehashing) < self._limits.rehashes:
             chunk = self._to_rehash.pop()
-            if chunk in self.suspects:
+            if chunk in self.suspects and chunk not in self._rehashing:
                 self._rehashing[chunk] = self._now
                 self._out.append(ev.Rehash(chunk, self.suspects[chunk]))
 

@@ -48,6 +48,7 @@ class Urgent:
     Args:
       pins: of all chunks, as far as they are known.
       fetching: whether this node reads a chunk from the origin.
+      hashing: whether a chunk is here, and is being hashed.
       number: gives the next request's number.
     """
 
@@ -59,13 +60,15 @@ class Urgent:
         book: PeerBook,
         pins: dict[Chunk, bytes],
         fetching: Callable[[Chunk], bool],
+        hashing: Callable[[Chunk], bool],
         number: Callable[[], int],
         block_bytes: int,
         rng: Random,
     ) -> None:
         self._block_bytes = block_bytes
         self._needs, self._room, self._picker, self._book = needs, room, picker, book
-        self._pins, self._fetching, self._number, self._rng = pins, fetching, number, rng
+        self._pins, self._fetching, self._hashing = pins, fetching, hashing
+        self._number, self._rng = number, rng
         self._tries: dict[int, _Try] = {}
         self._came: dict[Part, float] = {}
         self._hurried: dict[Part, None] = {}
@@ -76,6 +79,8 @@ class Urgent:
         self._wants: tuple[tuple[Chunk, ...], tuple[Chunk, ...]] = ((), ())
         self._wants_at = -inf
         self._first_at = -inf
+        self._impatient = False
+        """somebody waits for more than what comes in order anyway"""
         self._look_at = inf
         self.hedges = 0
         self.short: list[Chunk] = []
@@ -94,7 +99,7 @@ class Urgent:
 
     def holds_back(self, now: float) -> bool:
         """Prefetch is to begin nothing new."""
-        return self._needs.blocked and now < self._first_at + HOLD_S
+        return self._impatient and now < self._first_at + HOLD_S
 
     def next_deadline(self) -> float:
         """When `work` is due."""
@@ -147,7 +152,7 @@ class Urgent:
 
     def work(self, now: float, *, tracker: bool) -> list[Command]:
         """What is to be done for readers now; `short` says for what there is no room."""
-        self.short, self._look_at = [], inf
+        self.short, self._look_at, self._impatient = [], inf, False
         if not self._needs.blocked:
             self._first_at = -inf
             self._hurried.clear()
@@ -163,6 +168,13 @@ class Urgent:
             pieces = [piece for piece in self._pieces(part) if not self._here(piece, now)]
             if self._picker.state(part.chunk) == HELD or not pieces:
                 continue
+            if self._hashing(part.chunk):
+                continue
+            until = self._needs.patient_until(part.chunk)
+            if self._picker.state(part.chunk) == IN_FLIGHT and now < until:
+                self._look_at = min(self._look_at, until)
+                continue
+            self._impatient = True
             fetching = self._fetching(part.chunk)
             if fetching and not any(hurried.covers(part) for hurried in self._hurried):
                 self._hurried[part] = None

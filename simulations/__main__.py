@@ -225,6 +225,31 @@ def latency(
 
 
 @bench.command()
+@click.option("--nodes", type=click.IntRange(2, 16), default=2, show_default=True)
+@click.option("--rate", default="1gbit", show_default=True, metavar="RATE")
+@click.option("--size", default="512MiB", show_default=True, metavar="SIZE")
+@click.option("--chunk-size", default="4MiB", show_default=True, metavar="SIZE")
+@click.option("--block-size", default="1MiB", show_default=True, metavar="SIZE")
+@click.option("--workers", type=click.IntRange(0, 8), default=1, show_default=True)
+@click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def stream(
+    nodes: int, rate: str, size: str, chunk_size: str, block_size: str, workers: int, runs: int,
+    json_file: Path | None,
+) -> None:  # fmt: skip
+    """A program reads a model in order while a node loads it. Needs root."""
+    from p2p.units import parse_rate, parse_size
+    from simulations.bench.stream import measure
+    from simulations.case import Case
+
+    mbit = (parse_rate(rate) or 0) * 8 / 1e6
+    case = Case(
+        nodes, mbit, parse_size(size), mbit, parse_size(chunk_size), parse_size(block_size), workers
+    )
+    measure(case, runs, workers, repeating("bench", "stream"), json_file)
+
+
+@bench.command()
 @click.option("--nodes", type=click.IntRange(1, 15_000), default=1000, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=30, show_default=True)
 @click.option("--warm-up", type=click.FloatRange(0), default=5, show_default=True,

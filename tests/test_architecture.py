@@ -22,12 +22,12 @@ ALLOWED_IN_PURE = {
 
 # file: (lines it may have, why)
 LONGER_FILES = {
-    "node/fetch.py": (460, "one request's life: slot, try, hedge, resume"),
-    "p2p/swarm.py": (730, "one state machine: its transitions are read side by side"),
+    "node/fetch.py": (465, "one request's life: slot, try, hedge, resume"),
+    "p2p/swarm.py": (735, "one state machine: its transitions are read side by side"),
     "p2p/messages.py": (490, "every message of the wire, in one place"),
     "p2p/events.py": (515, "every event and command of the swarm, in one place"),
     "tracker/model.py": (595, "one state machine, like the swarm"),
-    "node/daemon.py": (500, "the root: builds and ties together what others define"),
+    "node/daemon.py": (520, "the root: builds and ties together what others define"),
 }
 MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 70, 100
 

@@ -12,6 +12,7 @@ What is read is looked up in the nodes' state maps right before, and compared wi
 """
 
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
+from subprocess import Popen
 from typing import Any
 
 from rich.table import Table
@@ -49,12 +51,13 @@ FILE = "model.bin"
 PORT = "80"
 
 
-class Swarm:
+class Programs:
     """The programs of one run."""
 
     def __init__(self, lab: Netlab, delay_ms: float, workers: int) -> None:
         self.lab, self.case = lab, lab.case
         self._delay_ms, self._workers = delay_ms, workers
+        self.nodes: dict[int, Popen[bytes]] = {}
         self._source = (lab.folder / "origin" / MODEL / FILE).open("rb")
 
     def start(self) -> None:
@@ -76,7 +79,7 @@ class Swarm:
     def join(self, number: int, *options: str) -> Path:
         """Start a node; its cache dir."""
         cache = self.lab.folder / f"n{number}"
-        self.lab.python(
+        self.nodes[number] = self.lab.python(
             self.lab.hosts[number], self.lab.folder / f"n{number}.log", "-m", "node", "join",
             "--tracker", TRACKER, "--origin", f"http://{ORIGIN_IP}/{MODEL}/", "--cache-dir",
             str(cache), "--listen", f"{self.lab.ips[number]}:7071", "--quiet", "--log-level",
@@ -85,6 +88,13 @@ class Swarm:
         )  # fmt: skip
         wait_for(lambda: (cache / "reader.sock").exists(), f"n{number}")
         return cache
+
+    def leave(self, number: int) -> None:
+        """End a node, and forget what it had."""
+        process = self.nodes.pop(number)
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(self.lab.folder / f"n{number}")
 
     def gets(self, length: int, seed: int) -> list[float]:
         """Seconds of GETs from the first node's host."""
@@ -126,9 +136,11 @@ def maps(caches: list[Path]) -> Iterator[list[StateMap]]:
 class Reads:
     """Random reads of chunks in a wanted state."""
 
-    def __init__(self, swarm: Swarm, model: Model, states: list[StateMap], rng: Random) -> None:
-        self._swarm, self._model, self._states, self._rng = swarm, model, states, rng
-        self._blocks = swarm.case.chunk_bytes // swarm.case.block_bytes
+    def __init__(
+        self, programs: Programs, model: Model, states: list[StateMap], rng: Random
+    ) -> None:
+        self._programs, self._model, self._states, self._rng = programs, model, states, rng
+        self._blocks = programs.case.chunk_bytes // programs.case.block_bytes
 
     def held(self, node: int, chunk: int) -> int:
         """Blocks of a chunk at a node."""
@@ -141,7 +153,7 @@ class Reads:
 
     def run(self, wanted: Callable[[int], bool]) -> dict[int, list[float]]:
         """Read until the load is over; seconds by length."""
-        case, found = self._swarm.case, {length: list[float]() for length in LENGTHS}
+        case, found = self._programs.case, {length: list[float]() for length in LENGTHS}
         turn = 0
         while (share := self.share()) < FULL:
             if share < 0.02:
@@ -156,14 +168,14 @@ class Reads:
             begin = time.perf_counter()
             data = bytes(self._model.read(FILE, offset, length))
             found[length].append(time.perf_counter() - begin)
-            self._swarm.check(offset, data)
+            self._programs.check(offset, data)
             turn += 1
             time.sleep(PAUSE_S)
         return found
 
     def _pick(self, wanted: Callable[[int], bool], length: int) -> int | None:
-        span = -(-length // self._swarm.case.chunk_bytes)
-        last = self._swarm.case.size // self._swarm.case.chunk_bytes - span
+        span = -(-length // self._programs.case.chunk_bytes)
+        last = self._programs.case.size // self._programs.case.chunk_bytes - span
         for _ in range(2000):
             chunk = self._rng.randrange(last)
             if all(wanted(one) for one in range(chunk, chunk + span + 1)):
@@ -197,15 +209,15 @@ def _run(
 ) -> dict[str, dict[int, list[float]]]:
     rng = Random(seed)
     with laid(case, folder) as (lab, _), ExitStack() as stack:
-        swarm = Swarm(lab, delay_ms, workers)
-        stack.callback(swarm.close)
-        swarm.start()
-        gets = {length: swarm.gets(length, seed) for length in LENGTHS}
+        programs = Programs(lab, delay_ms, workers)
+        stack.callback(programs.close)
+        programs.start()
+        gets = {length: programs.gets(length, seed) for length in LENGTHS}
         others = range(1, case.nodes - 1)
-        caches = [swarm.join(number) for number in (0, *others)]
+        caches = [programs.join(number) for number in (0, *others)]
         states = stack.enter_context(maps(caches))
         model = stack.enter_context(open_model(socket=caches[0] / "reader.sock", timeout_s=30))
-        reads = Reads(swarm, model, states, rng)
+        reads = Reads(programs, model, states, rng)
         everyone = range(len(states))
         cold = reads.run(lambda chunk: not any(reads.held(node, chunk) for node in everyone))
         blocks = case.size // case.block_bytes
@@ -214,10 +226,10 @@ def _run(
             return all(one.find_missing(0, blocks) < 0 for one in states[1:])
 
         wait_for(complete, "the end of the load", limit_s=120)
-        last = swarm.join(case.nodes - 1)
+        last = programs.join(case.nodes - 1)
         newest = stack.enter_context(maps([last]))
         second = stack.enter_context(open_model(socket=last / "reader.sock", timeout_s=30))
-        late = Reads(swarm, second, newest, rng)
+        late = Reads(programs, second, newest, rng)
         warm = late.run(lambda chunk: not late.held(0, chunk))
     return {"GET": gets, "cold": cold, "from a peer": warm}
 

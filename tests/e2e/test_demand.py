@@ -1,6 +1,7 @@
 """Reading on demand with real nodes: needs before prefetch, one fetch for all, bounded caches.
 
-The reader is a test's own (`support.demands`): it does what every face does, and nothing more.
+Read by `open_model`, or, where the test looks at the state map meanwhile, by `support.demands`,
+which does what every face does, and nothing more.
 """
 
 import threading
@@ -12,6 +13,8 @@ from random import Random
 import pytest
 from support.cluster import Cluster, Process, make_model, wait_until
 from support.demands import Reader
+
+from node.reader import Model, open_model
 
 KIB, MIB = 1024, 1024**2
 SIZES = {"a/config.json": 700, "model.bin": 24 * MIB + 17, "z/last.bin": 3 * MIB - 5}
@@ -49,6 +52,15 @@ class Place:
 
         return read_status(self.cache(name))
 
+    def model(self, name: str) -> Model:
+        """What programs open."""
+        wait_until((self.cache(name) / "reader.sock").exists, "the node's socket")
+        return open_model(socket=self.cache(name) / "reader.sock", timeout_s=60)
+
+    def same(self, model: Model, name: str, start: int, end: int) -> None:
+        """These bytes are the source's."""
+        assert model.read(name, start, end - start) == self.data[name][start:end], (start, end)
+
     def check(self, reader: Reader, name: str, start: int, end: int) -> None:
         """These bytes are the source's."""
         got = reader.read(reader.file(name), start, end)
@@ -83,10 +95,10 @@ def test_a_need_overtakes_prefetch_though_the_origin_is_slow(cluster, nginx):
     """At 2 MB/s a connection the model takes seconds; what a reader needs does not."""
     place = Place(cluster, nginx, "limit_rate 500k;")
     place.start("a", "--connections", "2")
-    with Reader(place.cache("a"), 1) as reader:
+    with place.model("a") as model:
         begin = time.monotonic()
         for start in (20 * MIB + 5, 11 * MIB, 23 * MIB + 9):
-            place.check(reader, "model.bin", start, start + 100)
+            place.same(model, "model.bin", start, start + 100)
         elapsed_s = time.monotonic() - begin
         held = place.status("a")["held_bytes"]
     print(f"three needs in {elapsed_s:.2f} s, {held} bytes held")
@@ -104,10 +116,10 @@ def test_with_prefetch_none_eight_nodes_that_read_the_same_cost_the_origin_one_r
     together = threading.Barrier(len(names))
 
     def read(name: str) -> None:
-        with Reader(place.cache(name), 1) as reader:
+        with place.model(name) as model:
             together.wait(60)
             for start in places:
-                place.check(reader, "model.bin", start, start + 70 * KIB)
+                place.same(model, "model.bin", start, start + 70 * KIB)
 
     with ThreadPoolExecutor(len(names)) as threads:
         for done in [threads.submit(read, name) for name in names]:
@@ -135,11 +147,9 @@ def test_a_cache_of_a_quarter_of_the_model_is_right_and_never_larger(cluster, ng
         ranges = [(at, at + rng.randrange(1, 600 * KIB)) for at in rng.sample(range(23 * MIB), 120)]
 
     def read(name: str) -> None:
-        with Reader(place.cache(name), 1) as reader:
+        with place.model(name) as model:
             for start, end in ranges:
-                if kind == "sequential":
-                    reader.tell("window", reader.file("model.bin"), start, start + 2 * MIB)
-                place.check(reader, "model.bin", start, end)
+                place.same(model, "model.bin", start, end)
 
     with (
         Watch(place.cache("a")) as first,
@@ -215,8 +225,8 @@ def test_the_last_copy_stays_while_others_can_go(cluster, nginx):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--prefetch", "none", "--until-complete"), "--until-complete needs the whole model"),
-        (("--prefetch", "none", "--require-seal"), "--require-seal needs the whole model"),
+        (("--prefetch", "none", "--until-complete"), "--until-complete and --prefetch none"),
+        (("--prefetch", "none", "--require-seal"), "--require-seal and --prefetch none"),
         (("--cache-size", "7MiB", "--until-complete"), "--until-complete needs all of it"),
         (("--cache-size", "7MiB", "--model-dir", "out"), "--model-dir needs all of it"),
         (("--cache-size", "1MiB"), "the least for its chunks"),

@@ -15,7 +15,7 @@ from p2p.events import Source
 from p2p.evictor import LEAST_CHUNKS, space_bytes
 from p2p.ids import NodeId
 from p2p.manifest import File, Manifest
-from p2p.needs import CURSOR_S, Needs, Part
+from p2p.needs import CURSOR_S, PATIENCE_S, Needs, Part
 from p2p.picker import HELD, RELEASED
 from p2p.reading import Holding
 from p2p.swarm import Limits, Swarm
@@ -67,24 +67,24 @@ def urgent(commands: list[ev.Command]) -> list[ev.Ask]:
 
 def test_a_need_is_cut_at_chunks_and_widened_to_blocks():
     needs = Needs(MANIFEST)
-    needs.need(1, 0, CHUNK + BLOCK + 1, 2 * CHUNK + 1)
+    needs.need(1, 0, CHUNK + BLOCK + 1, 2 * CHUNK + 1, 1.0)
     assert needs.parts() == [Part(1, BLOCK, CHUNK), Part(2, 0, BLOCK)]
-    needs.need(1, 0, COUNT * CHUNK - 5001, 10**9)
+    needs.need(1, 0, COUNT * CHUNK - 5001, 10**9, 1.0)
     assert needs.parts() == [Part(COUNT - 1, CHUNK - 2 * BLOCK, CHUNK - 5000)], "the file's end"
-    needs.need(1, 1, 0, 10)
+    needs.need(1, 1, 0, 10, 1.0)
     assert needs.parts() == [Part(COUNT, 0, 10)], "of another file"
     for file, start, end in ((0, 5, 5), (2, 0, 1), (0, 10**9, 10**9 + 1)):
-        needs.need(1, file, start, end)
+        needs.need(1, file, start, end, 1.0)
         assert not needs.blocked
 
 
 def test_readers_of_one_chunk_share_a_part_and_the_first_to_wait_comes_first():
     needs = Needs(MANIFEST)
-    needs.need(1, 0, 5 * CHUNK, 5 * CHUNK + 1)
-    needs.need(2, 0, 0, 1)
-    needs.need(3, 0, 5 * CHUNK + 3 * BLOCK, 6 * CHUNK)
+    needs.need(1, 0, 5 * CHUNK, 5 * CHUNK + 1, 1.0)
+    needs.need(2, 0, 0, 1, 1.0)
+    needs.need(3, 0, 5 * CHUNK + 3 * BLOCK, 6 * CHUNK, 1.0)
     assert needs.parts() == [Part(5, 0, CHUNK), Part(0, 0, BLOCK)]
-    needs.need(1, 0, 9 * CHUNK, 9 * CHUNK + 1)
+    needs.need(1, 0, 9 * CHUNK, 9 * CHUNK + 1, 1.0)
     assert [part.chunk for part in needs.parts()] == [0, 5, 9], "a new need waits its turn"
     needs.satisfied(2, 1.0)
     needs.closed(3)
@@ -105,7 +105,7 @@ def test_windows_come_in_turn_and_plans_behind_them():
 
 def test_a_chunk_is_guarded_while_it_is_needed_and_half_a_second_after_it_was_read():
     needs = Needs(MANIFEST)
-    needs.need(1, 0, 0, 1)
+    needs.need(1, 0, 0, 1, 1.0)
     assert needs.guarded(100.0) == {0: None}
     needs.satisfied(1, 100.0)
     assert needs.guarded(100.0 + CURSOR_S - 0.001) == {0: None}
@@ -139,6 +139,37 @@ def test_prefetch_begins_nothing_new_while_a_reader_waits_but_not_for_ever():
     later = of(ev.Ask, drawn.handle(ev.DeadlinePassed(), 1.3))
     assert [ask.end for ask in later] == [0], "the peer is slow: prefetch goes on"
     drawn.handle(ev.BlocksVerified(need.request), 1.4)
+
+
+def test_who_reads_in_order_waits_for_the_request_that_is_under_way_but_not_long():
+    drawn = swarm({"a": range(ALL)})
+    (first, _) = [ask.chunk for ask, _ in drawn._asks.values()]
+    drawn.handle(ev.ReaderWindow(1, 0, first * CHUNK, (first + 4) * CHUNK), 1.0)
+    need = ev.ReaderNeeds(1, 0, first * CHUNK, first * CHUNK + 1)
+    assert urgent(drawn.handle(need, 1.0)) == []
+    assert not drawn.reading.urgent.holds_back(1.0)
+    assert drawn.next_deadline() <= 1.0 + PATIENCE_S
+    assert urgent(drawn.handle(ev.DeadlinePassed(), 1.0 + PATIENCE_S - 0.001)) == []
+    (ask,) = urgent(drawn.handle(ev.DeadlinePassed(), 1.0 + PATIENCE_S))
+    assert ask.chunk == first
+    other = drawn.handle(
+        ev.ReaderNeeds(2, 0, first * CHUNK + BLOCK, first * CHUNK + 2 * BLOCK), 2.0
+    )
+    assert urgent(other)[0].end == 2 * BLOCK, "one that jumped here does not wait"
+
+
+def test_what_is_hashed_after_a_restart_is_hashed_first_where_a_reader_waits():
+    suspects = {chunk: pin(chunk) for chunk in range(20)}
+    drawn = Swarm(
+        MANIFEST, ME, Bitfield(ALL), suspects, dict(suspects), Random(0), Limits(), Holding()
+    )
+    started = of(ev.Rehash, drawn.handle(ev.PeerReady(node("a"), bits(*range(ALL))), 0.0))
+    assert [rehash.chunk for rehash in started] == list(range(Limits().rehashes))
+    commands = drawn.handle(ev.ReaderNeeds(1, 0, 15 * CHUNK, 15 * CHUNK + 1), 0.1)
+    assert of(ev.Rehash, commands) == [ev.Rehash(15, pin(15))]
+    assert urgent(commands) == [], "it is here, as far as is known"
+    commands = drawn.handle(ev.ChunkDamaged(15), 0.2)
+    assert [ask.chunk for ask in urgent(commands)] == [15]
 
 
 def test_the_peer_that_answered_fastest_is_asked_and_the_hedge_goes_elsewhere_and_the_loser_ends():
