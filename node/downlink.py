@@ -142,10 +142,16 @@ class Downlink(Polled):
         if self._sock.send(data) != len(data):
             raise OSError(0, "the peer takes no requests")
 
-    def cancel(self, request: int) -> bool:
-        """Ask the peer to stop; the answer still comes. False if it is not ours."""
+    def cancel(self, request: int, *, idle: bool = False) -> bool:
+        """Ask the peer to stop; the answer still comes. False if it is not ours.
+
+        Args:
+          idle: only if nothing has come yet.
+        """
         if request not in self._asked:
             return False
+        if idle and self._asked[request].sink is not None:
+            return True
         frame = Header(Kind.CANCEL, request, 0)
         return self._sock.send(frame.encode()) == dataframe.HEADER_BYTES
 

@@ -92,6 +92,11 @@ class Uplink(Polled):
         self._granted = 0
         self._moved_s = 0.0
 
+    @property
+    def sock(self) -> socket.socket:
+        """The connection."""
+        return self._sock
+
     def close(self) -> None:
         """Whatever was being sent is over."""
         self._waiting.clear()
