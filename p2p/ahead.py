@@ -16,7 +16,8 @@ from p2p.tree import Trees
 
 SETTLE_S = 0.1  # peers come one by one: the trees follow when no other has come for so long
 GRACE_CHUNKS = 16  # a chunk may begin so many chunks' time later than it came at others
-GRACE_LEAST_S, GRACE_MOST_S = 0.1, 1.0
+GRACE_USUAL = 3.0  # and so many times as late as chunks usually are
+GRACE_LEAST_S, GRACE_MOST_S = 0.1, 3.0
 STUCK_S = 2.0  # and what has begun may take so long to come
 
 
@@ -40,10 +41,13 @@ class Ahead:
         self._by_request: dict[int, Waiting] = {}
         self._due: dict[Chunk, float] = {}
         """until when announced chunks are waited for"""
+        self._heard: dict[Chunk, float] = {}
         self._recalled: dict[Chunk, float] = {}
         """and then, until when, if they have begun to come"""
         self._overdue: dict[Chunk, None] = {}
         self._interval_s = Average(weight=0.05)
+        self._late_s = Average(weight=0.1)
+        """from being announced elsewhere to coming here by itself"""
         self._came_at = inf
 
     def __len__(self) -> int:
@@ -88,7 +92,7 @@ class Ahead:
         waiting = self._by_chunk.pop(chunk, None)
         if waiting is not None:
             del self._by_request[waiting.request]
-            for times in (self._due, self._recalled, self._overdue):
+            for times in (self._due, self._heard, self._recalled, self._overdue):
                 times.pop(chunk, None)
         return waiting
 
@@ -107,8 +111,11 @@ class Ahead:
 
     # -- time -------------------------------------------------------------------------------------
 
-    def came(self, now: float) -> None:
+    def came(self, chunk: Chunk, now: float) -> None:
         """A chunk has come, from wherever."""
+        if chunk in self._by_chunk:
+            heard = self._heard.get(chunk)
+            self._late_s.add(0.0 if heard is None else now - heard)
         if self._came_at < inf:
             self._interval_s.add(now - self._came_at)
         self._came_at = now
@@ -116,13 +123,14 @@ class Ahead:
     @property
     def grace_s(self) -> float:
         """How long an announced chunk may take to come by itself."""
-        grace_s = GRACE_CHUNKS * self._interval_s.value
+        grace_s = max(GRACE_CHUNKS * self._interval_s.value, GRACE_USUAL * self._late_s.value)
         return min(GRACE_MOST_S, max(GRACE_LEAST_S, grace_s))
 
     def heard(self, chunk: Chunk, now: float) -> None:
         """A peer announces the chunk."""
         if chunk in self._by_chunk and chunk not in self._recalled and chunk not in self._overdue:
             self._due.setdefault(chunk, now + self.grace_s)
+            self._heard.setdefault(chunk, now)
 
     def expire(self, now: float) -> list[Waiting]:
         """Give up waiting for what is due; returns what is to be recalled if it has not begun."""

@@ -578,6 +578,7 @@ class Swarm:
             self._picker.answered(ask.peer)
             if (peer := self._book.get(ask.peer)) is not None:
                 peer.failures = 0
+        self._ahead.came(chunk, self._now)
         if not (event.request and self._ahead.ended(event.request)):
             self._wait_no_more(chunk)
         if self.pins.setdefault(chunk, event.pin) != event.pin:
@@ -597,7 +598,6 @@ class Swarm:
             self._backlog.add(chunk)
         if fresh:
             self._ask_ahead_in -= 1
-            self._ahead.came(self._now)
             root = self._ahead.root(chunk) if event.source is Source.ORIGIN else None
             if root is not None and not self._picker.holds(root, chunk):
                 self._out.append(ev.SendHave((root,), ((chunk, self.pins[chunk]),)))
