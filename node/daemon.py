@@ -261,7 +261,7 @@ class Daemon:
         self.demand = self.view.demand = Demand(self._feed, evicts=swarm.reading.room.evicts)
         self.download.resumed_bytes = 0 if self._replaces else resumed
         self.peers.attach(
-            manifest.id, manifest.chunk_count, lambda: bytes(swarm.held), self._feed, links,
+            manifest.id, manifest.chunk_count, swarm.bitfield_for, self._feed, links,
             on_demand=swarm.reading.on_demand,
         )  # fmt: skip
         self.attach.opened(

@@ -150,10 +150,16 @@ class Downlink(Polled):
             return self._chunks.missing_within(job.chunk, job.start, job.end)
         return self._chunks.missing_range(job.chunk)
 
-    def cancel(self, request: int) -> bool:
-        """Ask the peer to stop; the answer still comes. False if it is not ours."""
+    def cancel(self, request: int, *, idle: bool = False) -> bool:
+        """Ask the peer to stop; the answer still comes. False if it is not ours.
+
+        Args:
+          idle: only if nothing has come yet.
+        """
         if request not in self._asked:
             return False
+        if idle and self._asked[request].sink is not None:
+            return True
         frame = Header(Kind.CANCEL, request, 0)
         return self._sock.send(frame.encode()) == dataframe.HEADER_BYTES
 

@@ -147,8 +147,8 @@ class Download:
         match command:
             case events.Ask() | events.AskAhead():
                 self._links.ask(command)
-            case events.CancelAsk(request, peer):
-                self._links.cancel(request, peer)
+            case events.CancelAsk(request, peer, idle):
+                self._links.cancel(request, peer, idle=idle)
             case events.Fetch():
                 self._fetch(command)
             case events.Hurry(chunk, start, end):
@@ -175,7 +175,7 @@ class Download:
         """Commands that are messages."""
         match command:
             case events.SendHave(peers, pins):
-                self._to_peers((*peers, *self._peers.unready), messages.Have(*join_pins(pins)))
+                self._to_peers(peers, messages.Have(*join_pins(pins)))
             case events.SendLost(peers, chunks):
                 self._to_peers(peers, messages.Lost(list(chunks)))
             case events.SendFetching(peers, chunks):

@@ -68,9 +68,10 @@ class AskAheadJob:
 
 @dataclass(frozen=True, slots=True)
 class CancelJob:
-    """Cancel a request."""
+    """Cancel a request; `idle`: only if nothing of its answer has come yet."""
 
     request: int
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,8 +223,8 @@ class Links:
                 self._fail(ask, text)
         down.waiting.clear()
 
-    def cancel(self, request: int, peer: NodeId) -> None:
-        """Nobody waits for this request any more."""
+    def cancel(self, request: int, peer: NodeId, *, idle: bool = False) -> None:
+        """Nobody waits for this request any more; `idle`: unless its answer has begun."""
         for down in self._down.get(peer, {}).values():
             for index, ask in enumerate(down.waiting):
                 if request in _requests(ask):
@@ -235,7 +235,7 @@ class Links:
                     return
         if (asked := self._asked.get(request)) is not None:
             asked.once_more = None
-            self._pool.submit(asked.down.worker, CancelJob(request))
+            self._pool.submit(asked.down.worker, CancelJob(request, idle))
 
     def ended(self, request: int) -> None:
         """A request was answered."""

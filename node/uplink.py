@@ -96,6 +96,11 @@ class Uplink(Polled):
         """what readers are blocked on goes over it, before others in the host's queue"""
         self._moved_s = 0.0
 
+    @property
+    def sock(self) -> socket.socket:
+        """The connection."""
+        return self._sock
+
     def close(self) -> None:
         """Whatever was being sent is over."""
         self._waiting.clear()

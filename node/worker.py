@@ -22,7 +22,7 @@ from node.permits import Permits
 from node.polled import FAILURES, Polled
 from node.throttle import DOWNLOAD, UPLOAD, Meter, Throttle
 from node.uplink import Served, Uplink
-from node.windows import Windows
+from node.windows import Unsent, Windows
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
 from p2p.errors import P2PError, RemoteProtocolError, UsageError
@@ -89,6 +89,7 @@ class Worker:
         self._polled: dict[int, Polled] = {}
         self._poller = Poller()
         self._windows = Windows()
+        self._unsent = Unsent()
         self._last: jobs.Figures | None = None
 
     def _send(self, report: jobs.Report) -> None:
@@ -144,10 +145,10 @@ class Worker:
                 for owner, scope in list(self._scopes.values()):
                     if owner == peer:
                         scope.cancel()
-            case jobs.CancelJob(request):
+            case jobs.CancelJob(request, idle):
                 for downlink in self._downlinks.values():
                     with contextlib.suppress(OSError):
-                        if downlink.cancel(request):
+                        if downlink.cancel(request, idle=idle):
                             break
             case jobs.Arrived(chunk):
                 assert self._chunks is not None
@@ -325,6 +326,9 @@ class Worker:
             for link in list(self._polled.values()):
                 link.check(now)
             self._windows.fit([sock for sock in busy if sock is not None], received, now)
+            uplinks = [link.sock for link in self._polled.values() if isinstance(link, Uplink)]
+            sent = sum(served.bytes for _, served in self._links.values())
+            self._unsent.fit(uplinks, sent, now)
             await trio.sleep(self._settings.figures_s)
 
     def _send_figures(self) -> None:

@@ -15,8 +15,10 @@ from p2p.rates import Average
 from p2p.tree import Trees
 
 SETTLE_S = 0.1  # peers come one by one: the trees follow when no other has come for so long
-GRACE_CHUNKS = 8  # a chunk may come so many chunks' time later than at those who announce it
-GRACE_LEAST_S, GRACE_MOST_S = 0.1, 2.0
+GRACE_CHUNKS = 16  # a chunk may begin so many chunks' time later than it came at others
+GRACE_USUAL = 3.0  # and so many times as late as chunks usually are
+GRACE_LEAST_S, GRACE_MOST_S = 0.1, 3.0
+STUCK_S = 2.0  # and what has begun may take so long to come
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,13 @@ class Ahead:
         self._by_request: dict[int, Waiting] = {}
         self._due: dict[Chunk, float] = {}
         """until when announced chunks are waited for"""
+        self._heard: dict[Chunk, float] = {}
+        self._recalled: dict[Chunk, float] = {}
+        """and then, until when, if they have begun to come"""
         self._overdue: dict[Chunk, None] = {}
         self._interval_s = Average(weight=0.05)
+        self._late_s = Average(weight=0.1)
+        """from being announced elsewhere to coming here by itself"""
         self._came_at = inf
 
     def __len__(self) -> int:
@@ -85,9 +92,13 @@ class Ahead:
         waiting = self._by_chunk.pop(chunk, None)
         if waiting is not None:
             del self._by_request[waiting.request]
-            self._due.pop(chunk, None)
-            self._overdue.pop(chunk, None)
+            for times in (self._due, self._heard, self._recalled, self._overdue):
+                times.pop(chunk, None)
         return waiting
+
+    def get(self, request: int) -> Waiting | None:
+        """The request, if it is one of these."""
+        return self._by_request.get(request)
 
     def ended(self, request: int) -> Waiting | None:
         """A request was answered; None: it is none of these."""
@@ -100,8 +111,11 @@ class Ahead:
 
     # -- time -------------------------------------------------------------------------------------
 
-    def came(self, now: float) -> None:
+    def came(self, chunk: Chunk, now: float) -> None:
         """A chunk has come, from wherever."""
+        if chunk in self._by_chunk:
+            heard = self._heard.get(chunk)
+            self._late_s.add(0.0 if heard is None else now - heard)
         if self._came_at < inf:
             self._interval_s.add(now - self._came_at)
         self._came_at = now
@@ -109,19 +123,29 @@ class Ahead:
     @property
     def grace_s(self) -> float:
         """How long an announced chunk may take to come by itself."""
-        grace_s = GRACE_CHUNKS * self._interval_s.value
+        grace_s = max(GRACE_CHUNKS * self._interval_s.value, GRACE_USUAL * self._late_s.value)
         return min(GRACE_MOST_S, max(GRACE_LEAST_S, grace_s))
 
     def heard(self, chunk: Chunk, now: float) -> None:
         """A peer announces the chunk."""
-        if chunk in self._by_chunk and chunk not in self._overdue:
+        if chunk in self._by_chunk and chunk not in self._recalled and chunk not in self._overdue:
             self._due.setdefault(chunk, now + self.grace_s)
+            self._heard.setdefault(chunk, now)
 
-    def expire(self, now: float) -> None:
-        """Give up waiting for what is due."""
-        for chunk in [chunk for chunk, due in self._due.items() if due <= now]:
-            del self._due[chunk]
+    def expire(self, now: float) -> list[Waiting]:
+        """Give up waiting for what is due; returns what is to be recalled if it has not begun."""
+        for chunk in [chunk for chunk, due in self._recalled.items() if due <= now]:
+            del self._recalled[chunk]
             self._overdue[chunk] = None
+        due = [chunk for chunk, due in self._due.items() if due <= now]
+        for chunk in due:
+            del self._due[chunk]
+            self._recalled[chunk] = now + STUCK_S
+        return [self._by_chunk[chunk] for chunk in due]
+
+    def recalled(self, chunk: Chunk) -> bool:
+        """The request was called back: that it ends is nobody's fault."""
+        return chunk in self._recalled
 
     def free(self, chunk: Chunk) -> bool:
         """It may be asked of others: it is not waited for, or was for too long."""
@@ -129,4 +153,5 @@ class Ahead:
 
     def next_deadline(self) -> float:
         """When the trees settle, or the next chunk is overdue."""
-        return min(self._settled_at, min(self._due.values(), default=inf))
+        due = min(self._due.values(), default=inf)
+        return min(self._settled_at, due, min(self._recalled.values(), default=inf))

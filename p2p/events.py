@@ -316,10 +316,14 @@ class Disconnect:
 
 @dataclass(frozen=True, slots=True)
 class CancelAsk:
-    """Nobody waits for this request any more; answered by AskFailed or the chunk."""
+    """Nobody waits for this request any more; answered by AskFailed or the chunk.
+
+    `idle`: only if nothing of its answer has come yet.
+    """
 
     request: int
     peer: NodeId
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,11 +380,7 @@ class Rehash:
 
 @dataclass(frozen=True, slots=True)
 class SendHave:
-    """Tell these peers of new chunks, and every peer whose session is being made.
-
-    The latter were sent a bitfield already, but their own has not come: without this, a chunk that
-    arrives in between would never be announced to them.
-    """
+    """Tell these peers of new chunks."""
 
     peers: tuple[NodeId, ...]
     pins: tuple[tuple[Chunk, bytes], ...]

@@ -60,6 +60,9 @@ class Limits:
     """peers hear of so many chunks together: each alone would wake 50 nodes 50 times"""
     have_delay_s: float = 1.0
     """and after so long at the latest"""
+    have_peers: int = 8
+    """at a time, those first that have heard nothing for longest: so each node soon hears from
+    somebody, whatever the number of nodes"""
     busy_cap_s: float = 2.0
     failure_first_s: float = 0.5
     failure_cap_s: float = 8.0
@@ -146,7 +149,9 @@ class Swarm:
         self._to_rehash = sorted(suspects, reverse=True)
         for chunk in suspects:
             self._picker.reserve(chunk)
-        self._news: dict[Chunk, None] = {}
+        self._news: list[Chunk] = []
+        """what came since the start, in order; each peer has heard a part of it"""
+        self._news_told = 0
         self._backlog = Backlog()
         self._news_at = inf
         self._tracker_lost_at: float = inf
@@ -179,6 +184,11 @@ class Swarm:
     @property
     def _anyone_lacks(self) -> bool:
         return any(not (peer.complete or peer.on_demand) for peer in self._book.ready())
+
+    def bitfield_for(self, node: NodeId) -> bytes:
+        """What this node holds, for a peer that is told of more from now on."""
+        self._book[node].told = len(self._news)
+        return bytes(self.held)
 
     def statistics(self) -> SwarmStatistics:
         """Figures for status, metrics and tests."""
@@ -302,9 +312,8 @@ class Swarm:
         self._ahead.changed(self._now)
         self._picker.join(node, held)
         self._picker.set_ready(node, peer.waits_until <= self._now)
-        # Its bitfield and ours may have crossed with chunks that we announced to the others only.
-        if self._news:
-            self._tell_news()
+        if peer.told < len(self._news):  # what came after it was sent our bitfield
+            self._news_at = self._now
 
     def _peer_lost(self, node: NodeId) -> None:
         for request, (ask, _) in list(self._asks.items()):
@@ -372,10 +381,9 @@ class Swarm:
             self._wait(self._book[ask.peer], wait_s)
 
     def _ask_failed(self, request: int) -> None:
-        ask = self._end_ask(request) or self._ahead.ended(request)
+        ask = self._end_ask(request) or self._ahead_ended(request)
         if ask is None:
             return
-        self._ask_ahead_in = 0
         peer = self._book.get(ask.peer)
         if peer is not None and peer.ready and peer.waits_until <= self._now:
             first, cap = self._limits.failure_first_s, self._limits.failure_cap_s
@@ -498,6 +506,16 @@ class Swarm:
                 room -= 1
         self._out += [ev.AskAhead(peer, tuple(some)) for peer, some in asks.items()]
 
+    def _ahead_ended(self, request: int) -> Waiting | None:
+        """Its chunk did not come. None: it is none of ours, or was called back."""
+        waiting = self._ahead.get(request)
+        if waiting is None:
+            return None
+        recalled = self._ahead.recalled(waiting.chunk)
+        self._ahead.take(waiting.chunk)
+        self._ask_ahead_in = 0
+        return None if recalled else waiting
+
     def _wait_no_more(self, chunk: Chunk) -> None:
         """The chunk comes from elsewhere."""
         if (waiting := self._ahead.take(chunk)) is not None:
@@ -615,6 +633,7 @@ class Swarm:
             self._picker.answered(ask.peer)
             if (peer := self._book.get(ask.peer)) is not None:
                 peer.failures = 0
+        self._ahead.came(chunk, self._now)
         if not (event.request and self._ahead.ended(event.request)):
             self._wait_no_more(chunk)
         if self.pins.setdefault(chunk, event.pin) != event.pin:
@@ -634,25 +653,33 @@ class Swarm:
             self._backlog.add(chunk)
         if fresh:
             self._ask_ahead_in -= 1
-            self._ahead.came(self._now)
             root = self._ahead.root(chunk) if event.source is Source.ORIGIN else None
             if root is not None and not self._picker.holds(root, chunk):
                 self._out.append(ev.SendHave((root,), ((chunk, self.pins[chunk]),)))
-            self._news[chunk] = None
-            peers = len(self._book.ready())
-            self._news_at = min(
-                self._news_at, self._now + self._limits.have_delay_s * max(1.0, peers / 10)
-            )
-            if len(self._news) >= max(self._limits.have_batch, peers // 2) or self.held.complete:
+            self._news.append(chunk)
+            self._news_at = min(self._news_at, self._now + self._limits.have_delay_s)
+            few = len(self._book.ready()) <= self._limits.have_peers
+            batch = self._limits.have_batch
+            if self.held.complete or (few and len(self._news) - self._news_told >= batch):
                 self._tell_news()
 
     def _tell_news(self) -> None:
-        peers = tuple(peer.node for peer in self._book.ready() if not peer.complete)
-        pins = tuple((chunk, self.pins[chunk]) for chunk in self._news if chunk in self.held)
-        if pins:
-            self._out.append(ev.SendHave(peers, pins))
-        self._news.clear()
-        self._news_at = inf
+        count = len(self._news)
+        peers = [p for p in self._book.ready() if not p.complete and p.told < count]
+        if not self.held.complete and len(peers) > self._limits.have_peers:
+            peers = sorted(peers, key=lambda peer: peer.told_at)[: self._limits.have_peers]
+            self._news_at = self._now + self._limits.have_delay_s
+        else:
+            self._news_at = inf
+        alike: dict[int, list[NodeId]] = {}
+        for peer in peers:
+            alike.setdefault(peer.told, []).append(peer.node)
+            peer.told, peer.told_at = count, self._now
+        for told, nodes in alike.items():
+            new = dict.fromkeys(self._news[told:])
+            if pins := tuple((chunk, self.pins[chunk]) for chunk in new if chunk in self.held):
+                self._out.append(ev.SendHave(tuple(nodes), pins))
+        self._news_told = count
 
     def _suspect(self, chunk: Chunk, *, held: bool = False) -> None:
         """A held chunk may be wrong: hash it again, at most once a second."""
@@ -669,7 +696,6 @@ class Swarm:
         self.suspects.pop(chunk, None)
         self.held.discard(chunk)
         self._backlog.passed(chunk, self._now)
-        self._news.pop(chunk, None)
         self._completed = False
         self._fetches.pop(chunk, None)
         self._picker.dropped(chunk)
@@ -713,7 +739,8 @@ class Swarm:
             self._space_at = None
         for node in self._book.woken(now):
             self._picker.set_ready(node, True)
-        self._ahead.expire(now)
+        for late in self._ahead.expire(now):
+            self._out.append(ev.CancelAsk(late.request, late.peer, idle=True))
         if self._ahead.settled(now):
             self._draw_trees()
         for chunk, fetch in self._fetches.items():

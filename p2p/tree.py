@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from p2p.ids import Chunk, NodeId
 
-ROTATIONS = 16
+ROTATIONS = 64
 ARITY = 2
 
 
