@@ -154,6 +154,8 @@ class Download:
             case events.Hurry(chunk, start, end):
                 if (worker := self._fetch_worker.get(chunk)) is not None:
                     self._pool.submit(worker, jobs.HurryJob(chunk, start, end))
+            case events.Prepare(peer):
+                self._links.prepare(peer)
             case events.Drop(chunk):
                 self.store.evict(chunk)
                 self._dropping[chunk] = self._pool.count

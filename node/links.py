@@ -145,6 +145,12 @@ class Links:
         for request in _requests(ask):
             self._feed(AskFailed(request, text))
 
+    def prepare(self, peer: NodeId) -> None:
+        """Readers are here: make the connections that needs take."""
+        links = self._down.setdefault(peer, {})
+        for _ in range(URGENT - sum(one.urgent for one in links.values())):
+            self._open_more(peer, urgent=True)
+
     def _ask_at_once(self, ask: Ask) -> None:
         """For a reader: on a connection of its own, or meanwhile on one that is idle."""
         urgent = [one for one in self._down[ask.peer].values() if one.urgent]

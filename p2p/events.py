@@ -348,6 +348,13 @@ class Hurry:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Make connections with the peer for what readers here will be blocked on."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """Take a chunk out of the cache; answered by ChunkDropped."""
 
@@ -490,6 +497,7 @@ Command = (
     | CancelAsk
     | Fetch
     | Hurry
+    | Prepare
     | Drop
     | ReportLost
     | SendWants

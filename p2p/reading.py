@@ -25,6 +25,7 @@ from p2p.picker import MISSING, RELEASED, Picker
 from p2p.urgent import Urgent
 
 REFUSED_S, FAILED_S, CORRUPT_S = 0.05, 0.2, 60.0
+PREPARED = 8  # peers with connections for needs: others get theirs with the first need
 SOON_AT_ONCE = 4  # chunks of windows that room is made for together
 
 
@@ -82,6 +83,7 @@ class Reading:
         self._rehashing, self._blame = rehashing, blame
         self._open: dict[int, Chunk] = {}
         self._fetches: dict[Chunk, None] = {}
+        self._prepared: dict[NodeId, None] = {}
         self._crowded = self.room.evicts
         """the cache may be fuller than it may be: it was larger at its last use"""
         for chunk in (*held, *suspects):
@@ -125,6 +127,7 @@ class Reading:
                 self._picker.dropped(chunk, RELEASED)
             case ev.PeerLost(peer) | ev.PeerLeaves(peer):
                 self.urgent.lost(peer)
+                self._prepared.pop(peer, None)
                 return False, []
             case ev.TrackerFound():
                 self.urgent.tracker_found()
@@ -183,12 +186,21 @@ class Reading:
 
     def work(self, now: float, *, tracker: bool) -> list[Command]:
         """What readers and the cache's limit ask for, before prefetch."""
-        out = self.urgent.work(now, tracker=tracker)
+        out = self._prepare() + self.urgent.work(now, tracker=tracker)
         if self.room.evicts:
             going = self._make_room(now) + self.room.expired(self._situation(now), now)
             if going:
                 out += self._drop(going, now)
         return out
+
+    def _prepare(self) -> list[Command]:
+        """Readers are here: a need is not to wait for a connection."""
+        if not len(self.needs) or len(self._prepared) >= PREPARED:
+            return []
+        new = [p.node for p in self._book.ready() if p.node not in self._prepared]
+        new = new[: PREPARED - len(self._prepared)]
+        self._prepared.update(dict.fromkeys(new))
+        return [ev.Prepare(node) for node in new]
 
     def _make_room(self, now: float) -> list[Chunk]:
         if self._crowded:
