@@ -10,7 +10,8 @@ neither kept nor under a reader nor being transferred:
     what a reader will read soon, the last first (only for a blocked reader)
 
 and of all but the last row, what no other node holds goes after everything that another one holds.
-Prefetch makes nothing go but pieces and what has expired.
+Prefetch makes nothing go but pieces and what has expired, a plan nothing that was not read yet: one
+that is larger than the cache would push itself out.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,8 +37,9 @@ class Urge(IntEnum):
     """How much a chunk is wanted."""
 
     PREFETCH = 0
-    SOON = 1
-    NEED = 2
+    PLAN = 1
+    SOON = 2
+    NEED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,8 @@ class Evictor:
                 found.append(((0, 0, 0, 0), chunk))
             elif urge is not Urge.PREFETCH:
                 only, read = not now.elsewhere(chunk), now.read_at.get(chunk)
+                if read is None and urge is Urge.PLAN:
+                    continue
                 age = (0, read) if read is not None else (1, -self._rank[chunk])
                 found.append(((1, only, *age), chunk))
         return sorted(found)

@@ -176,15 +176,18 @@ class Needs:
                 until = min(until, reader.since + PATIENCE_S if chunk in reader.window else -inf)
         return until
 
+    def near(self) -> list[Chunk]:
+        """Chunks of windows, the nearest of each reader first; at most SOON of them."""
+        windows = [r.window[:SOON] for r in self._readers.values() if r.window]
+        found = {c: None for row in zip_longest(*windows) for c in row if c is not None}
+        return list(found)[:SOON]
+
     def soon(self) -> list[Chunk]:
-        """Chunks of windows, the nearest of each reader first, and then those of plans; at most
-        SOON of them."""
+        """The same, and then chunks of plans; at most SOON in all."""
         if not self._readers:
             return []
-        readers = list(self._readers.values())
-        windows = [reader.window[:SOON] for reader in readers if reader.window]
-        found = {c: None for row in zip_longest(*windows) for c in row if c is not None}
-        for reader in readers:
+        found = dict.fromkeys(self.near())
+        for reader in self._readers.values():
             if len(found) < SOON:
                 found.update(dict.fromkeys(islice(reader.plan, SOON - len(found))))
         return list(found)[:SOON]

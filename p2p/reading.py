@@ -26,6 +26,7 @@ from p2p.urgent import Urgent
 
 REFUSED_S, FAILED_S, CORRUPT_S = 0.05, 0.2, 60.0
 PREPARED = 8  # peers with connections for needs: others get theirs with the first need
+AGAIN_S = 0.1  # after no room could be made for what is read soon
 SOON_AT_ONCE = 4  # chunks of windows that room is made for together
 
 
@@ -84,6 +85,7 @@ class Reading:
         self._open: dict[int, Chunk] = {}
         self._fetches: dict[Chunk, None] = {}
         self._prepared: dict[NodeId, None] = {}
+        self._again_at = 0.0
         self._crowded = self.room.evicts
         """the cache may be fuller than it may be: it was larger at its last use"""
         for chunk in (*held, *suspects):
@@ -208,8 +210,14 @@ class Reading:
             return self.room.make_room((), Urge.NEED, self._situation(now))
         if self.urgent.short:
             return self.room.make_room(self.urgent.short, Urge.NEED, self._situation(now))
-        missing = self.soon()[:SOON_AT_ONCE]
-        return self.room.make_room(missing, Urge.SOON, self._situation(now)) if missing else []
+        if now < self._again_at or not (missing := self.soon()[:SOON_AT_ONCE]):
+            return []
+        near = [chunk for chunk in self.needs.near() if chunk in missing]
+        urge = Urge.SOON if near else Urge.PLAN
+        going = self.room.make_room(near or missing, urge, self._situation(now))
+        if not going:  # to look costs as much as the cache is large
+            self._again_at = now + AGAIN_S
+        return going
 
     def _situation(self, now: float) -> Situation:
         return Situation(

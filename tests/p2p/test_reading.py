@@ -19,7 +19,7 @@ from p2p.needs import CURSOR_S, PATIENCE_S, Needs, Part
 from p2p.picker import HELD, RELEASED
 from p2p.reading import Holding
 from p2p.swarm import Limits, Swarm
-from p2p.urgent import WANTS_AGAIN_S
+from p2p.urgent import WANTS_AGAIN_S, WANTS_APART_S
 
 BLOCK, CHUNK, COUNT = 4096, 4 * 4096, 32
 ME = NodeId(b"\x10" * 16)
@@ -245,6 +245,17 @@ def test_a_holder_that_turns_up_ends_the_want():
     assert of(ev.SendWants, commands) == [ev.SendWants((), ())]
 
 
+def test_a_holder_that_has_lost_its_chunk_makes_no_tight_circle_with_the_tracker():
+    drawn = swarm({"a": range(ALL)}, prefetch=False)
+    (ask,) = urgent(drawn.handle(ev.ReaderNeeds(1, 0, 9 * CHUNK, 9 * CHUNK + 1), 1.0))
+    assert of(ev.SendWants, drawn.handle(ev.AskRefused(ask.request, None), 1.1))
+    (again,) = urgent(drawn.handle(ev.PeerHas(node("a"), ((9, pin(9)),)), 1.2))
+    assert of(ev.SendWants, drawn.handle(ev.AskRefused(again.request, None), 1.201)) == []
+    assert drawn.next_deadline() <= 1.2 + WANTS_APART_S
+    later = drawn.handle(ev.DeadlinePassed(), 1.2 + WANTS_APART_S)
+    assert of(ev.SendWants, later) == [ev.SendWants((9,), ())]
+
+
 def test_without_a_tracker_a_need_is_read_from_the_origin_by_whoever_has_it():
     drawn = swarm(prefetch=False)
     drawn.handle(ev.TrackerLost(), 1.0)
@@ -376,6 +387,22 @@ def test_prefetch_fills_a_cache_but_for_two_chunks_and_brings_nothing_back():
     assert gone
     assert all(chunk in drawn.held for chunk in range(6)), "what was not read yet"
     assert all(drawn._picker.state(chunk) == RELEASED for chunk in gone)
+
+
+def test_a_plan_that_is_larger_than_the_cache_does_not_push_itself_out_and_a_window_may():
+    drawn = bounded(a=range(ALL))
+    plan = drawn.handle(ev.ReaderPlans(1, ((0, 0, 20 * CHUNK),)), 1.0)
+    said = plan + settle(drawn, plan, 1.0)
+    for now in range(2, 9):
+        said += settle(drawn, drawn.handle(ev.DeadlinePassed(), float(now)), float(now))
+    assert sorted(drawn.held) == list(range(LEAST_CHUNKS + 4))
+    assert of(ev.Drop, said) == []
+    settle(drawn, drawn.handle(ev.ReaderRead(1, 0, 0, 2 * CHUNK), 10.0), 10.0)
+    settle(drawn, drawn.handle(ev.DeadlinePassed(), 20.0), 20.0)
+    assert sorted(drawn.held) == list(range(2, LEAST_CHUNKS + 6)), "what was read made room"
+    settle(drawn, drawn.handle(ev.ReaderWindow(2, 0, 25 * CHUNK, 27 * CHUNK), 30.0), 30.0)
+    settle(drawn, drawn.handle(ev.DeadlinePassed(), 30.2), 30.2)
+    assert {25, 26} <= set(drawn.held)
 
 
 def test_a_cache_that_was_larger_at_its_last_use_is_made_smaller_at_once():
