@@ -112,7 +112,7 @@ def calls(path: Path) -> list[tuple[str, int]]:
         # and readers wait in threads
         ("trio.to_thread.run_sync", {"node/daemon.py", "node/delivery.py", "node/credentials.py",
                                      "node/reader/aio.py", "node/mount/__main__.py",
-                                     "node/mount/keeper.py"}),
+                                     "node/mount/keeper.py", "simulations/bench/bare_mount.py"}),
         # a reader lives in programs that know nothing of trio
         ("threading.Thread", {"node/reader/session.py"}),
         ("WorkerPool", {"node/daemon.py", "node/adopt.py", "node/download.py", "node/links.py",
