@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from node.statemap import MISSING, VERIFIED, StateMap
+from node.statemap import MISSING, RELAYED, VERIFIED, StateMap
 from p2p.digest import DIGEST_BYTES, block_digest, chunk_pin
 from p2p.errors import P2PError, StoreError, StoreFull
 from p2p.ids import Chunk
@@ -24,6 +24,7 @@ from p2p.manifest import Manifest
 OPEN_FILES = 256  # descriptors kept for cache files; a model may have 100,000
 SPARE_BUFFERS = 16  # more transfers than that at once are rare
 ALLOCATED = 1024  # chunks; a worker has a few dozen under way
+_VERIFIED, _RELAYED, _MISSING = (bytes([state]) for state in (VERIFIED, RELAYED, MISSING))
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -42,6 +43,9 @@ class Chunks:
         self._open: OrderedDict[int, int] = OrderedDict()
         self._spare: list[mmap.mmap] = []
         self._allocated: OrderedDict[Chunk, tuple[int, int]] = OrderedDict()
+        self._relays: OrderedDict[Chunk, None] = OrderedDict()
+        """chunks on their way of which all digests are known"""
+        self._waiting: dict[Chunk, list[Callable[[Chunk], None]]] = {}
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -89,7 +93,70 @@ class Chunks:
     def verified(self, chunk: Chunk, offset: int, length: int) -> bool:
         """Every block of the range is verified."""
         first, end = self.block_span(offset, length)
-        return MISSING not in self.map.blocks(chunk, first, end)
+        return not self.map.blocks(chunk, first, end).strip(_VERIFIED)
+
+    def passable(self, chunk: Chunk, offset: int) -> bool:
+        """The block may be passed on: it is here, and so are the digests of the whole chunk."""
+        block, count = offset // self.manifest.block_bytes, self.manifest.block_count(chunk)
+        states = self.map.blocks(chunk, 0, count)
+        if MISSING not in states:
+            return True
+        return states[block] != MISSING and chunk in self._relays
+
+    def wait(self, chunk: Chunk, call: Callable[[Chunk], None]) -> None:
+        """Call this once, when more of the chunk is here. It must not raise."""
+        self._waiting.setdefault(chunk, []).append(call)
+
+    def came(self, chunk: Chunk) -> None:
+        """More of the chunk is here: whoever waits is called."""
+        for call in self._waiting.pop(chunk, ()):
+            call(chunk)
+
+    def leave_relays(self, chunk: Chunk) -> None:
+        """The origin's bytes replace what peers sent: their digests count no more."""
+        self._relays.pop(chunk, None)
+
+    def expect(self, chunk: Chunk, digests: bytes, *, pinned: bool) -> None:
+        """A peer told the digests of all blocks: keep them, so that blocks can be passed on.
+
+        Args:
+          pinned: they make the pin. Otherwise nothing but the sender says that they are right.
+
+        Raises:
+          ChunkMismatch: a block that is verified has another digest.
+        """
+        count = self.manifest.block_count(chunk)
+        states = self.map.blocks(chunk, 0, count)
+        if states.strip(_MISSING):
+            before = self.digests(chunk)
+            for block, state in enumerate(states):
+                at = slice(block * DIGEST_BYTES, (block + 1) * DIGEST_BYTES)
+                if state == MISSING or before[at] == digests[at]:
+                    if state == RELAYED and pinned:
+                        self.map.set(chunk, block, VERIFIED)
+                elif state == VERIFIED:
+                    raise ChunkMismatch(f"a digest of chunk {chunk} is not that of its block")
+                else:
+                    self.map.set(chunk, block, MISSING)
+        os.pwrite(self._digests, digests, self._digest_at(chunk))
+        self._relays[chunk] = None
+        if len(self._relays) > ALLOCATED:
+            self._relays.popitem(last=False)
+
+    def settle(self, chunk: Chunk, pin: bytes) -> bytes:
+        """Every block is here: the digests, if they make the pin; an empty pin is made by them.
+        Otherwise what peers sent unpinned is dropped, and there are none."""
+        self._relays.pop(chunk, None)
+        count, digests = self.manifest.block_count(chunk), self.digests(chunk)
+        states = self.map.blocks(chunk, 0, count)
+        if not pin or chunk_pin(digests) == pin:
+            if RELAYED in states:
+                self.map.set_chunk(chunk, count, VERIFIED)
+            return digests
+        for block, state in enumerate(states):
+            if state == RELAYED:
+                self.map.set(chunk, block, MISSING)
+        return b""
 
     def missing_range(self, chunk: Chunk) -> tuple[int, int]:
         """Offset and end, in the chunk, from its first missing block to its last; equal if none."""
@@ -101,9 +168,10 @@ class Chunks:
         return states.index(MISSING) * size, min(end, self.manifest.extent(chunk).length)
 
     def missing_spans(self, chunk: Chunk) -> list[tuple[int, int]]:
-        """Offset and end, in the chunk, of each run of missing blocks."""
+        """Offset and end, in the chunk, of each run of blocks that are not verified."""
         count, size = self.manifest.block_count(chunk), self.manifest.block_bytes
         states, length = self.map.blocks(chunk, 0, count), self.manifest.extent(chunk).length
+        states = states.replace(_RELAYED, _MISSING)
         spans, at = [], states.find(MISSING)
         while at >= 0:
             end = states.find(VERIFIED, at)
@@ -195,7 +263,8 @@ class Sink:
 
     Args:
       pin: what the digests of all blocks must make (see `expect`), or, of a chunk of one block,
-        its own digest. None: the bytes themselves are the authority (origin).
+        its own digest. None: the bytes themselves are the authority (origin). Empty: not known;
+        what `expect` is told makes it.
       span: offset and end in the chunk, at block borders; default: from the first missing block to
         the last.
       checksum: the store's checksum of a block, computed while it is in cache, into `crcs`.
@@ -212,8 +281,9 @@ class Sink:
     ) -> None:
         self.chunk = chunk
         self.duplicate_bytes = 0
+        self.pin = pin
         self._chunks = chunks
-        self._pin = pin
+        self._mark = VERIFIED if pin is None or pin else RELAYED
         self._checksum = checksum
         self._crcs = {} if crcs is None else crcs
         self._expected: bytes | None = None
@@ -228,12 +298,13 @@ class Sink:
         """The digests of all blocks came.
 
         Raises:
-          ChunkMismatch: they do not make the pin.
+          ChunkMismatch: they do not make the pin, or are not those of blocks that are here.
         """
-        blocks = self._chunks.manifest.block_count(self.chunk)
-        if len(digests) != blocks * DIGEST_BYTES or chunk_pin(digests) != self._pin:
+        blocks, pin = self._chunks.manifest.block_count(self.chunk), chunk_pin(digests)
+        if len(digests) != blocks * DIGEST_BYTES or (self.pin and pin != self.pin):
             raise ChunkMismatch(f"the digests of chunk {self.chunk} do not match its pin")
-        self._expected = digests
+        self._chunks.expect(self.chunk, digests, pinned=bool(self.pin))
+        self._expected, self.pin = digests, pin
 
     def _enter_block(self) -> None:
         size = self._chunks.manifest.block_bytes
@@ -256,7 +327,8 @@ class Sink:
         self.position += count
         if self.position < self._block_end:
             return
-        if self._chunks.map.blocks(self.chunk, self._block, self._block + 1)[0] == VERIFIED:
+        state = self._chunks.map.blocks(self.chunk, self._block, self._block + 1)[0]
+        if state == VERIFIED or state == self._mark:
             self.duplicate_bytes += self._block_end - self._block_start
         else:
             self._verify()
@@ -271,12 +343,14 @@ class Sink:
                 at = self._block * DIGEST_BYTES
                 good = digest == self._expected[at : at + DIGEST_BYTES]
             else:
-                good = self._pin is None or chunk_pin([digest]) == self._pin
+                good = self.pin is None or chunk_pin([digest]) == self.pin
             if not good:
                 raise ChunkMismatch(f"block {self._block} of chunk {self.chunk} does not match")
             self._chunks.write(self.chunk, self._block_start, block)
-        self._chunks.store_digest(self.chunk, self._block, digest)
-        self._chunks.map.set(self.chunk, self._block, VERIFIED)
+        if self._expected is None:
+            self._chunks.store_digest(self.chunk, self._block, digest)
+        self._chunks.map.set(self.chunk, self._block, self._mark)
+        self._chunks.came(self.chunk)
 
     @property
     def block_left(self) -> int:

@@ -253,9 +253,7 @@ class Daemon:
             self.seal, self.allowances, self.nursery, self._on_chunk, self._on_complete,
         )  # fmt: skip
         self.download.resumed_bytes = 0 if self._replaces else resumed
-        self.peers.attach(
-            manifest.id, manifest.chunk_count, lambda: bytes(swarm.held), self._feed, links
-        )
+        self.peers.attach(manifest.id, manifest.chunk_count, swarm.bitfield_for, self._feed, links)
         self.attach.opened(
             store.directory, self.seal.seal, self.seal.broken_text, manifest, Demand()
         )

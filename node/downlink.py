@@ -2,8 +2,7 @@
 
 import contextlib
 import socket
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import trio
@@ -22,6 +21,7 @@ from node.sockets import (
 from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import Flag, Header, Kind
+from p2p.digest import chunk_pin
 from p2p.errors import RemoteProtocolError, StoreFull
 from p2p.poller import READABLE
 
@@ -34,13 +34,19 @@ class Received:
     duplicate_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Asked:
-    """A request, and the range of the chunk that its answer is to bring."""
+    """A request, the range of the chunk that its answer is to bring, and what has come of it."""
 
-    job: jobs.AskJob
+    request: int
+    chunk: int
+    pin: bytes
     start: int
     end: int
+    waits: bool = False
+    """it is answered when the peer has the chunk: silence says nothing"""
+    sink: Sink | None = None
+    begin_s: float = 0.0
 
 
 class Downlink(Polled):
@@ -69,7 +75,11 @@ class Downlink(Polled):
         self._first_byte_s = first_byte_s
         self._stall_s = stall_s
         self._throttle = throttle
-        self._asked: deque[_Asked] = deque()
+        self._asked: dict[int, _Asked] = {}
+        self._prompt = 0
+        """requests that are to be answered at once"""
+        self._coming: _Asked | None = None
+        """whose block is coming"""
         self._head = bytearray()
         """what has come of a header and the digests behind it"""
         self._header: Header | None = None
@@ -77,8 +87,7 @@ class Downlink(Polled):
         self._left = 0
         """bytes of its payload that are still to come"""
         self._low_water = 1
-        self._sink: Sink | None = None
-        self._begin_s = self._heard_s = 0.0
+        self._heard_s = 0.0
         self._window = Window(sock)
 
     @property
@@ -92,50 +101,86 @@ class Downlink(Polled):
         Raises:
           OSError: the connection does not take it.
         """
-        start, end = self._chunks.missing_range(job.chunk)
-        if start == end:
-            self._got(job)
+        asked = _Asked(job.request, job.chunk, job.pin, *self._chunks.missing_range(job.chunk))
+        if asked.start == asked.end:
+            self._got(asked)
             return
         try:
             self._chunks.allocate(job.chunk)
         except StoreFull as error:
-            self._end(job, "no_space", str(error))
+            self._end(asked, "no_space", str(error))
             return
-        frame = Header(Kind.REQUEST, job.request, job.chunk, start, end - start)
-        if not self._asked:
+        if not self._prompt:
             self._heard_s = trio.current_time()
-        self._asked.append(_Asked(job, start, end))
-        if self._sock.send(frame.encode()) != dataframe.HEADER_BYTES:
+        self._prompt += 1
+        self._send([asked], Flag.NONE)
+
+    def ask_ahead(self, asks: Iterable[tuple[int, int, bytes]]) -> None:
+        """Send requests that wait until the peer has the chunks: number, chunk, pin or nothing.
+
+        Raises:
+          OSError: the connection does not take them.
+        """
+        sent = []
+        for request, chunk, pin in asks:
+            start, end = self._chunks.missing_range(chunk)
+            asked = _Asked(request, chunk, pin, start, end, waits=True)
+            if start == end:
+                self._got(asked)
+            else:
+                sent.append(asked)
+        if sent:
+            self._send(sent, Flag.WAIT)
+
+    def _send(self, sent: list[_Asked], flags: Flag) -> None:
+        frames = []
+        for one in sent:
+            self._asked[one.request] = one
+            size = one.end - one.start
+            frames.append(Header(Kind.REQUEST, one.request, one.chunk, one.start, size, flags))
+        data = b"".join(frame.encode() for frame in frames)
+        if self._sock.send(data) != len(data):
             raise OSError(0, "the peer takes no requests")
 
-    def cancel(self, request: int) -> bool:
-        """Ask the peer to stop; the answer still comes. False if it is not ours."""
-        if all(asked.job.request != request for asked in self._asked):
+    def cancel(self, request: int, *, idle: bool = False) -> bool:
+        """Ask the peer to stop; the answer still comes. False if it is not ours.
+
+        Args:
+          idle: only if nothing has come yet.
+        """
+        if request not in self._asked:
             return False
+        if idle and self._asked[request].sink is not None:
+            return True
         frame = Header(Kind.CANCEL, request, 0)
         return self._sock.send(frame.encode()) == dataframe.HEADER_BYTES
 
     def fail(self, text: str) -> None:
         """The connection is over: every request ends."""
-        self._close_sink()
-        while self._asked:
-            self._end(self._asked.popleft().job, "failed", text)
+        for asked in list(self._asked.values()):
+            self._ended(asked)
+            self._end(asked, "failed", text)
 
     def check(self, now: float) -> None:
         """Give the peer up if it lets us wait too long."""
         patience_s = self._stall_s if self._header is not None else self._first_byte_s
-        if self._paced or not self._asked or now - self._heard_s < patience_s:
+        waits = self._header is None and not self._prompt
+        if self._paced or waits or now - self._heard_s < patience_s:
             return
         self._guard(self._readable)  # a slow link may have brought some, below the mark
         if now - self._heard_s >= patience_s:
             self._fail(trio.TooSlowError())
 
-    def _end(self, job: jobs.AskJob, why: str, text: str, retry_after_s: float = 0.0) -> None:
-        self._report(jobs.AskEnded(job.request, job.chunk, why, retry_after_s, text))
+    def _end(self, asked: _Asked, why: str, text: str, retry_after_s: float = 0.0) -> None:
+        self._report(jobs.AskEnded(asked.request, asked.chunk, why, retry_after_s, text))
 
-    def _got(self, job: jobs.AskJob) -> None:
-        digests = self._chunks.digests(job.chunk)
-        self._report(jobs.Got(job.chunk, "peer", job.request, job.pin, digests, b""))
+    def _got(self, asked: _Asked) -> None:
+        digests = self._chunks.settle(asked.chunk, asked.pin)
+        if not digests:
+            self._end(asked, "failed", "blocks of several pins: those that peers sent are dropped")
+            return
+        pin = asked.pin or chunk_pin(digests)
+        self._report(jobs.Got(asked.chunk, "peer", asked.request, pin, digests, b""))
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -194,41 +239,47 @@ class Downlink(Polled):
             self._heard_s = trio.current_time()
 
     def _take(self, header: Header, digests: bytes) -> None:
-        asked = self._asked[0] if self._asked else None
-        job = asked.job if asked is not None else None
-        if (
-            asked is None
-            or job is None
-            or header.request != job.request
-            or header.chunk != job.chunk
-        ):
-            raise RemoteProtocolError(f"an answer to request {header.request} is out of order")
+        asked = self._asked.get(header.request)
+        if asked is None or header.chunk != asked.chunk:
+            raise RemoteProtocolError(f"an answer to request {header.request}, which is none here")
         if header.kind is not Kind.DATA:
-            self._asked.popleft()
-            self._answered(job, header)
+            self._answered(asked, header)
             return
-        if self._sink is None:
-            self._begin_s = self._heard_s
-            # what has come meanwhile from elsewhere is received again, and counted
-            self._sink = Sink(self._chunks, job.chunk, job.pin, (asked.start, asked.end))
-            if self._chunks.manifest.block_count(job.chunk) > 1:
-                if not header.flags & Flag.DIGESTS:
-                    raise RemoteProtocolError("a chunk of several blocks came without digests")
-                self._expect(job, self._sink, digests)
-        sink = self._sink
+        sink = asked.sink
+        if sink is None:
+            asked.begin_s = self._heard_s
+            sink = self._begin(asked, header, digests)
         if header.offset != sink.position or header.offset + header.length > sink.end:
             raise RemoteProtocolError(f"data for bytes {header.offset} came at {sink.position}")
-        self._header, self._left = header, header.length
+        self._header, self._left, self._coming = header, header.length, asked
         if not header.length:
             self._block_came(header)
 
+    def _begin(self, asked: _Asked, header: Header, digests: bytes) -> Sink:
+        """The first block is coming. What has come meanwhile from elsewhere is received again."""
+        several = self._chunks.manifest.block_count(asked.chunk) > 1
+        if (several or not asked.pin) and not header.flags & Flag.DIGESTS:
+            raise RemoteProtocolError("a chunk came without digests, which it needs")
+        try:
+            sink = Sink(self._chunks, asked.chunk, asked.pin, (asked.start, asked.end))
+            asked.sink = sink
+            if header.flags & Flag.DIGESTS:
+                sink.expect(digests)
+        except (ChunkMismatch, StoreFull) as error:
+            self._refuse(asked, error)
+            raise
+        return sink
+
     def _room(self) -> memoryview:
-        assert self._sink is not None
-        return self._sink.window()[: self._left]
+        assert self._coming is not None
+        assert self._coming.sink is not None
+        return self._coming.sink.window()[: self._left]
 
     def _read_payload(self, most: int) -> int:
         """Read at most so many bytes of payload; 0: none are there."""
-        assert self._sink is not None
+        asked = self._coming
+        assert asked is not None
+        assert asked.sink is not None
         assert self._header is not None
         try:
             count = self._sock.recv_into(self._room(), most)
@@ -240,19 +291,19 @@ class Downlink(Polled):
         self._received.bytes += count
         self._left -= count
         try:
-            self._sink.advance(count)
+            asked.sink.advance(count)
         except (ChunkMismatch, StoreFull) as error:
-            self._refuse(self._asked[0].job, error)
+            self._refuse(asked, error)
             raise
         if not self._left:
             self._block_came(self._header)
         return count
 
     def _block_came(self, header: Header) -> None:
-        self._header = None
+        asked, self._coming, self._header = self._coming, None, None
         self._mark(1)  # a header is shorter than any mark
-        if header.flags & Flag.LAST:
-            self._done(self._asked.popleft().job, header.status)
+        if header.flags & Flag.LAST and asked is not None:
+            self._done(asked, header.status)
 
     async def _pace(self) -> None:
         """Read as much as the limit allows: nothing is granted that does not move at once.
@@ -273,38 +324,39 @@ class Downlink(Polled):
 
     # -- answers ----------------------------------------------------------------------------------
 
-    def _answered(self, job: jobs.AskJob, header: Header) -> None:
+    def _answered(self, asked: _Asked, header: Header) -> None:
+        if header.kind is Kind.END:
+            self._done(asked, header.status)
+            return
+        self._ended(asked)
         if header.kind is Kind.BUSY:
-            self._end(job, "busy", "busy", header.status / 1000)
-        elif header.kind is Kind.NOT_HAVE:
-            self._end(job, "not_have", "the peer has not got it")
+            self._end(asked, "busy", "busy", header.status / 1000)
         else:
-            self._done(job, header.status)
+            self._end(asked, "not_have", "the peer has not got it")
 
-    def _done(self, job: jobs.AskJob, status: int) -> None:
-        sink = self._sink
+    def _done(self, asked: _Asked, status: int) -> None:
+        sink = asked.sink
         complete = sink is not None and sink.complete
         if sink is not None:
-            self._window.came(sink.position - sink.start, trio.current_time() - self._begin_s)
-        self._close_sink()
-        if complete and self._chunks.missing_range(job.chunk) == (0, 0):
-            self._got(job)
+            if not asked.waits:  # what waited came no faster than the peer got it
+                seconds = trio.current_time() - asked.begin_s
+                self._window.came(sink.position - sink.start, seconds)
+            asked.pin = asked.pin or sink.pin or b""
+        self._ended(asked)
+        if complete and self._chunks.missing_range(asked.chunk) == (0, 0):
+            self._got(asked)
         else:
-            self._end(job, "failed", f"the answer ended with status {status}")
+            self._end(asked, "failed", f"the answer ended with status {status}")
 
-    def _expect(self, job: jobs.AskJob, sink: Sink, digests: bytes) -> None:
-        try:
-            sink.expect(digests)
-        except ChunkMismatch as error:
-            self._refuse(job, error)
-            raise
+    def _refuse(self, asked: _Asked, error: ChunkMismatch | StoreFull) -> None:
+        self._ended(asked)
+        self._end(asked, "no_space" if isinstance(error, StoreFull) else "corrupt", str(error))
 
-    def _refuse(self, job: jobs.AskJob, error: ChunkMismatch | StoreFull) -> None:
-        self._asked.popleft()
-        self._end(job, "no_space" if isinstance(error, StoreFull) else "corrupt", str(error))
-
-    def _close_sink(self) -> None:
-        if self._sink is not None:
-            self._received.duplicate_bytes += self._sink.duplicate_bytes
-            self._sink.close()
-            self._sink = None
+    def _ended(self, asked: _Asked) -> None:
+        """The request is answered, or never will be."""
+        del self._asked[asked.request]
+        self._prompt -= not asked.waits
+        if asked.sink is not None:
+            self._received.duplicate_bytes += asked.sink.duplicate_bytes
+            asked.sink.close()
+            asked.sink = None

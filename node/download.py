@@ -139,10 +139,10 @@ class Download:
 
     def _carry_out(self, command: events.Command) -> None:
         match command:
-            case events.Ask():
+            case events.Ask() | events.AskAhead():
                 self._links.ask(command)
-            case events.CancelAsk(request, peer):
-                self._links.cancel(request, peer)
+            case events.CancelAsk(request, peer, idle):
+                self._links.cancel(request, peer, idle=idle)
             case events.Fetch(chunk):
                 self._fetch(chunk)
             case events.Rehash(chunk, pin):
@@ -161,7 +161,7 @@ class Download:
         """Commands that are messages."""
         match command:
             case events.SendHave(peers, pins):
-                self._to_peers((*peers, *self._peers.unready), messages.Have(*join_pins(pins)))
+                self._to_peers(peers, messages.Have(*join_pins(pins)))
             case events.SendLost(peers, chunks):
                 self._to_peers(peers, messages.Lost(list(chunks)))
             case events.SendFetching(peers, chunks):

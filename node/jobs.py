@@ -52,10 +52,20 @@ class AskJob:
 
 
 @dataclass(frozen=True, slots=True)
+class AskAheadJob:
+    """Request chunks on downlink `link` that the peer is going to have: `[request, chunk, pin]`
+    each; the pin is empty where it is not known. Each is answered as an `AskJob` is."""
+
+    link: int
+    asks: list[tuple[int, int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
 class CancelJob:
-    """Cancel a request."""
+    """Cancel a request; `idle`: only if nothing of its answer has come yet."""
 
     request: int
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,13 @@ class FetchJob:
     total: int
     checksum: str = ""
     object: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Another worker of this node has brought a chunk: whoever waits for it may have it."""
+
+    chunk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +150,8 @@ Job = (
     | AddUplink
     | CloseLinks
     | AskJob
+    | AskAheadJob
+    | Arrived
     | CancelJob
     | FetchJob
     | RehashJob

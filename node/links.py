@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 import trio
 
 from node.dial import local_ip
-from node.jobs import AddDownlink, AddUplink, AskJob, CancelJob, CloseLinks
+from node.jobs import AddDownlink, AddUplink, AskAheadJob, AskJob, CancelJob, CloseLinks
 from node.pairs import Pair, Pairs
+from node.sockets import set_interactive
 from node.workers import WorkerPool
 from p2p.errors import ProtocolError
-from p2p.events import Ask, AskFailed, Event
+from p2p.events import Ask, AskAhead, AskFailed, Event
 from p2p.ids import NodeId, short
 
 log = logging.getLogger(__name__)
@@ -38,18 +39,17 @@ class Downlink:
     ready: bool = False
     failing: bool = False
     """a request on it failed: it gets no more until another one succeeds"""
-    waiting: list[Ask] = field(default_factory=list)
+    waiting: list[Ask | AskAhead] = field(default_factory=list)
     asked: int = 0
     """requests under way"""
 
 
 @dataclass(slots=True)
 class Asked:
-    """A request under way: `once_more` says that it may go to another connection if this fails."""
+    """A request under way: `once_more` may go to another connection if this one fails."""
 
-    ask: Ask
     down: Downlink
-    once_more: bool = True
+    once_more: Ask | None = None
 
 
 def detach(stream: trio.SocketStream) -> socket.socket:
@@ -59,6 +59,12 @@ def detach(stream: trio.SocketStream) -> socket.socket:
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     stream.socket.close()
     return plain
+
+
+def _requests(ask: Ask | AskAhead) -> tuple[int, ...]:
+    if isinstance(ask, Ask):
+        return (ask.request,)
+    return tuple(request for request, _, _ in ask.asks)
 
 
 class Links:
@@ -108,8 +114,8 @@ class Links:
         link, worker = self._new_link(local_ip(plain))
         self._pool.submit(worker, AddUplink(link, peer), plain)
 
-    def ask(self, ask: Ask) -> None:
-        """Send a request to a peer on its least loaded connection, dialling one if need be."""
+    def ask(self, ask: Ask | AskAhead) -> None:
+        """Send requests to a peer on its least loaded connection, dialling one if need be."""
         links = self._down.setdefault(ask.peer, {})
         down = self._least(ask.peer)
         if down is None or down.asked:
@@ -118,11 +124,15 @@ class Links:
             dialled = [one for one in links.values() if not one.ready]
             down = down or opened or min(dialled, key=lambda d: len(d.waiting), default=None)
         if down is None:
-            self._feed(AskFailed(ask.request, "the peer has no address"))
+            self._fail(ask, "the peer has no address")
         elif down.ready:
             self._send(down, ask)
         else:
             down.waiting.append(ask)
+
+    def _fail(self, ask: Ask | AskAhead, text: str) -> None:
+        for request in _requests(ask):
+            self._feed(AskFailed(request, text))
 
     def _least(self, peer: NodeId, but: Downlink | None = None) -> Downlink | None:
         able = [one for one in self._down.get(peer, {}).values() if one.ready and one is not but]
@@ -139,10 +149,16 @@ class Links:
         self._nursery.start_soon(self._open, down)
         return down
 
-    def _send(self, down: Downlink, ask: Ask, *, once_more: bool = True) -> None:
-        self._asked[ask.request] = Asked(ask, down, once_more)
-        down.asked += 1
-        self._pool.submit(down.worker, AskJob(ask.request, down.link, ask.chunk, ask.pin))
+    def _send(self, down: Downlink, ask: Ask | AskAhead, *, once_more: bool = True) -> None:
+        if isinstance(ask, AskAhead):
+            for request, _, _ in ask.asks:
+                self._asked[request] = Asked(down)
+            down.asked += len(ask.asks)
+            self._pool.submit(down.worker, AskAheadJob(down.link, list(ask.asks)))
+        else:
+            self._asked[ask.request] = Asked(down, ask if once_more else None)
+            down.asked += 1
+            self._pool.submit(down.worker, AskJob(ask.request, down.link, ask.chunk, ask.pin))
 
     async def _open(self, down: Downlink) -> None:
         peer = down.peer
@@ -154,7 +170,9 @@ class Links:
             self.closed(down.link, peer)
             self._find_another(down, f"no data connection: {error}")
             return
-        self._pool.submit(down.worker, AddDownlink(down.link, peer), detach(stream))
+        plain = detach(stream)
+        set_interactive(plain)
+        self._pool.submit(down.worker, AddDownlink(down.link, peer), plain)
         down.ready = True
         for ask in down.waiting:
             self._send(down, ask)
@@ -171,20 +189,22 @@ class Links:
             elif untried:
                 self.ask(ask)
             else:
-                self._feed(AskFailed(ask.request, text))
+                self._fail(ask, text)
         down.waiting.clear()
 
-    def cancel(self, request: int, peer: NodeId) -> None:
-        """Nobody waits for this request any more."""
+    def cancel(self, request: int, peer: NodeId, *, idle: bool = False) -> None:
+        """Nobody waits for this request any more; `idle`: unless its answer has begun."""
         for down in self._down.get(peer, {}).values():
-            for ask in down.waiting:
-                if ask.request == request:
-                    down.waiting.remove(ask)
+            for index, ask in enumerate(down.waiting):
+                if request in _requests(ask):
+                    asks = ask.asks if isinstance(ask, AskAhead) else ()
+                    others = tuple(one for one in asks if one[0] != request)
+                    down.waiting[index : index + 1] = [AskAhead(peer, others)] if others else []
                     self._feed(AskFailed(request, "cancelled"))
                     return
         if (asked := self._asked.get(request)) is not None:
-            asked.once_more = False
-            self._pool.submit(asked.down.worker, CancelJob(request))
+            asked.once_more = None
+            self._pool.submit(asked.down.worker, CancelJob(request, idle))
 
     def ended(self, request: int) -> None:
         """A request was answered."""
@@ -206,9 +226,9 @@ class Links:
         asked.down.asked -= 1
         asked.down.failing = True
         other = self._least(asked.down.peer, but=asked.down)
-        if other is None or other.failing or not asked.once_more:
+        if other is None or other.failing or asked.once_more is None:
             return False
-        self._send(other, asked.ask, once_more=False)
+        self._send(other, asked.once_more, once_more=False)
         return True
 
     def closed(self, link: int, peer: NodeId) -> None:

@@ -14,6 +14,7 @@ from node.config import Timeouts
 from node.dial import Dialler
 from node.links import Links
 from node.pairs import Pair, Pairs
+from node.sockets import set_interactive
 from p2p import connection, events, messages
 from p2p.connection import FrameStream
 from p2p.digest import DIGEST_BYTES
@@ -93,12 +94,11 @@ class Peers:
         self._timeouts = timeouts
         self._manifest_id: ManifestId | None = None
         self._chunk_count = 0
-        self._bitfield: Callable[[], bytes] = bytes
+        self._bitfield: Callable[[NodeId], bytes] = lambda _peer: b""
         self._feed: Callable[[events.Event], None] = lambda _event: None
         self._handshakes = trio.CapacityLimiter(HANDSHAKES_AT_ONCE)
         self._outboxes: dict[NodeId, Outbox] = {}
         self._scopes: dict[NodeId, trio.CancelScope] = {}
-        self._unready: dict[NodeId, None] = {}
         self._addresses: dict[NodeId, tuple[tuple[str, ...], Pairs]] = {}
         self._nursery: trio.Nursery | None = None
         self._poller = Poller()
@@ -131,14 +131,14 @@ class Peers:
         self,
         manifest_id: ManifestId,
         chunk_count: int,
-        bitfield: Callable[[], bytes],
+        bitfield: Callable[[NodeId], bytes],
         feed: Callable[[events.Event], None],
         links: Links,
     ) -> None:
         """The manifest is known: from here on peers are let in.
 
         Args:
-          bitfield: gives what this node holds now, in wire form.
+          bitfield: gives what this node holds now, in wire form, for a peer.
           feed: takes events for the swarm.
         """
         self._manifest_id, self._chunk_count = manifest_id, chunk_count
@@ -255,12 +255,12 @@ class Peers:
         if peer in self._scopes:
             self._scopes[peer].cancel()
         frames.unbounded()
+        set_interactive(frames.stream.socket)
         outbox = Outbox()
-        outbox.put(messages.BitfieldMessage(self._bitfield()))
+        outbox.put(messages.BitfieldMessage(self._bitfield(peer)))
         reason = "closed"
         with trio.CancelScope() as scope:
             self._scopes[peer], self._outboxes[peer] = scope, outbox
-            self._unready[peer] = None
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(
@@ -278,7 +278,6 @@ class Peers:
                     await frames.aclose()
         if self._scopes.get(peer) is scope:
             del self._scopes[peer], self._outboxes[peer]
-            self._unready.pop(peer, None)
             log.debug("session ended peer=%s reason=%s", short(peer), reason)
             self._feed(events.PeerLost(peer))
 
@@ -298,7 +297,6 @@ class Peers:
             raise RemoteProtocolError(f"a session starts with bitfield, not {first.TYPE}")
         if len(first.bits) != (self._chunk_count + 7) // 8:
             raise RemoteProtocolError(f"a bitfield of {len(first.bits)} bytes")
-        self._unready.pop(peer, None)
         self._feed(events.PeerReady(peer, first.bits))
 
         def take(message: Message) -> None:
@@ -327,11 +325,6 @@ class Peers:
             case messages.Ping():
                 return None
         raise RemoteProtocolError(f"{message.TYPE} does not belong between peers")
-
-    @property
-    def unready(self) -> tuple[NodeId, ...]:
-        """Peers that were sent our bitfield and have not sent theirs."""
-        return tuple(self._unready)
 
     def send(self, peer: NodeId, message: Message) -> None:
         """Queue a message; a peer without a session is skipped."""

@@ -66,6 +66,16 @@ class Window:
             set_low_water(self._sock, mark)
 
 
+INTERACTIVE = 6  # TC_PRIO_INTERACTIVE (linux/pkt_sched.h), the highest that needs no privilege
+
+
+def set_interactive(sock: socket.socket | trio.socket.SocketType) -> None:
+    """What this connection sends is small and urgent: requests, haves, acknowledgements. It leaves
+    before bulk data where the NIC's queue keeps bands (pfifo_fast, mqprio, fq_codel's new flows);
+    otherwise the node's own uploads delay what it downloads."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, INTERACTIVE)
+
+
 def set_low_water(sock: socket.socket, count: int) -> None:
     """The socket is readable from so many bytes on (or at the end of the stream)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)

@@ -13,7 +13,8 @@ Layout of CACHE/<manifest id>/state (little-endian, as the machine is):
         32     4  retired      1: the node has stopped or begun anew; nothing changes here any more
         64   256  64 wake counters of 4 bytes: counter `chunk % 64` grows after each change of a
                   block's byte, so that a reader can wait on it (futex)
-      4096     -  one byte a block, at chunk * stride + block: 0 missing, 1 verified
+      4096     -  one byte a block, at chunk * stride + block: 0 missing, 1 verified, 2 relayed: it
+                  matches digests that a peer sent, whose pin is not confirmed: passed on, not read
 
 Who waits on a counter calls futex(2) with FUTEX_WAIT, not private; who changes it wakes all.
 
@@ -41,8 +42,8 @@ COUNTERS = 64
 _HEAD = struct.Struct("<8sIIII")
 _COUNTER = struct.Struct("<I")
 
-MISSING, VERIFIED = 0, 1
-_MISSING = bytes([MISSING])
+MISSING, VERIFIED, RELAYED = 0, 1, 2
+_UNREADABLE = (bytes([MISSING]), bytes([RELAYED]))
 
 
 class StateMap:
@@ -137,10 +138,14 @@ class StateMap:
         _COUNTER.pack_into(self._map, at, (count + 1) & 0xFFFF_FFFF)
 
     def find_missing(self, first: int, end: int) -> int:
-        """The first missing one of the blocks `first` to `end` (not included), counted through the
-        whole map (chunk * stride + block); -1 if all are verified."""
-        at = self._map.find(_MISSING, BODY + first, BODY + end)
-        return at - BODY if at >= 0 else -1
+        """The first one of the blocks `first` to `end` (not included), counted through the whole
+        map (chunk * stride + block), that may not be read; -1 if all are verified."""
+        limit, found = BODY + end, -1
+        for state in _UNREADABLE:
+            at = self._map.find(state, BODY + first, limit)
+            if at >= 0:
+                limit, found = at, at - BODY
+        return found
 
     def blocks(self, chunk: Chunk, first: int, end: int) -> bytes:
         """The bytes of blocks `first` to `end`, not included."""

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 QUEUE = 4  # requests behind the one being sent; more is refused at once
 READ_BYTES = 128 * dataframe.HEADER_BYTES
+WAITING_MOST = 1024  # requests that wait for their chunks; a node keeps a window's worth
 
 
 @dataclass(slots=True)
@@ -39,6 +40,10 @@ class _Transfer:
     at: int
     """in the chunk, of the next block"""
     begin_s: float
+    waits: bool = False
+    """it goes on as its chunk comes in"""
+    digests: bytes = b""
+    """as they were sent"""
     file: int = 0
     offset: int = 0
     """in the file, of the next byte of the block under way"""
@@ -80,11 +85,22 @@ class Uplink(Polled):
         self._out = b""
         """frames that the socket has not taken yet"""
         self._transfer: _Transfer | None = None
+        self._waiting: dict[int, _Transfer] = {}
+        """answers whose next block is not here yet"""
+        self._resumable: deque[_Transfer] = deque()
+        """answers that waited, and can go on"""
         self._granted = 0
         self._moved_s = 0.0
 
+    @property
+    def sock(self) -> socket.socket:
+        """The connection."""
+        return self._sock
+
     def close(self) -> None:
         """Whatever was being sent is over."""
+        self._waiting.clear()
+        self._resumable.clear()
         if self._transfer is not None:
             self._end_transfer(self._transfer)
 
@@ -109,16 +125,44 @@ class Uplink(Polled):
 
     def _take(self, header: Header) -> None:
         if header.kind is Kind.CANCEL:
-            sending = self._transfer.header.request if self._transfer else None
-            if header.request in (*(queued.request for queued, _ in self._queue), sending):
-                self._cancelled.add(header.request)
+            self._cancel(header.request)
             return
         self._check_request(header)
         if not self._wanted() & WRITABLE:
             self._moved_s = trio.current_time()
-        self._queue.append((header, len(self._queue) >= QUEUE))
-        if len(self._queue) > 16 * QUEUE:
+        if header.flags & Flag.WAIT:
+            self._wait(_Transfer(header, header.offset, 0.0, waits=True))
+        else:
+            self._queue.append((header, len(self._queue) >= QUEUE))
+        if len(self._queue) > 16 * QUEUE or len(self._waiting) > WAITING_MOST:
             raise RemoteProtocolError("a flood of requests on one data connection")
+
+    def _cancel(self, request: int) -> None:
+        waiting = self._waiting.pop(request, None)
+        if waiting is not None:  # its end comes between two blocks, as all answers do
+            self._resumable.append(waiting)
+        known = [queued.request for queued, _ in self._queue]
+        known += [transfer.header.request for transfer in self._resumable]
+        if request in known or (self._transfer and request == self._transfer.header.request):
+            self._cancelled.add(request)
+
+    def _wait(self, transfer: _Transfer) -> None:
+        """Send on when the next block is here, which may be now."""
+        chunk = transfer.header.chunk
+        if self._chunks.passable(chunk, transfer.at):
+            self._resumable.append(transfer)
+        else:
+            self._waiting[transfer.header.request] = transfer
+            self._chunks.wait(chunk, self._came)
+
+    def _came(self, chunk: int) -> None:
+        """More of a chunk is here that something waited for."""
+        idle = not self._wanted() & WRITABLE
+        for request in [r for r, one in self._waiting.items() if one.header.chunk == chunk]:
+            self._wait(self._waiting.pop(request))
+        if idle and self._resumable and self._poller is not None and not self._paced:
+            self._moved_s = trio.current_time()
+            self._guard(self._writable)
 
     def _check_request(self, header: Header) -> None:
         manifest = self._chunks.manifest
@@ -154,12 +198,14 @@ class Uplink(Polled):
                 self._next_block(self._transfer)
             elif self._queue:
                 self._begin(*self._queue.popleft())
+            elif self._resumable:
+                self._resume(self._resumable.popleft())
             else:
                 break
         self._watch(self._wanted())
 
     def _wanted(self) -> int:
-        busy = self._out or self._transfer is not None or self._queue
+        busy = self._out or self._transfer is not None or self._queue or self._resumable
         return READABLE | WRITABLE if busy else READABLE
 
     def _flush(self) -> bool:
@@ -187,6 +233,14 @@ class Uplink(Polled):
             return
         self._cancelled.discard(header.request)
 
+    def _resume(self, transfer: _Transfer) -> None:
+        """Go on with an answer that waited, if the chunk is still what it was."""
+        header = transfer.header
+        if transfer.digests and transfer.digests != self._chunks.digests(header.chunk):
+            self._answer(header, Kind.END, EndStatus.READ_ERROR)
+        else:
+            self._transfer = transfer
+
     def _next_block(self, transfer: _Transfer) -> None:
         """A header for the next block, or the end of the answer."""
         header, manifest = transfer.header, self._chunks.manifest
@@ -197,11 +251,18 @@ class Uplink(Polled):
         if transfer.at >= transfer.end:
             self._end_transfer(transfer)
             return
+        if transfer.waits and not self._chunks.passable(header.chunk, transfer.at):
+            self._transfer = None
+            self._wait(transfer)
+            return
         extent, size = manifest.extent(header.chunk), manifest.block_bytes
         size = min(size, transfer.end - transfer.at)
         digests, flags = b"", Flag.NONE
-        if transfer.at == header.offset and manifest.block_count(header.chunk) > 1:
-            digests, flags = self._chunks.digests(header.chunk), Flag.DIGESTS
+        if transfer.at == header.offset and (
+            transfer.waits or manifest.block_count(header.chunk) > 1
+        ):
+            transfer.digests = digests = self._chunks.digests(header.chunk)
+            flags = Flag.DIGESTS
         if transfer.at + size == transfer.end:
             flags |= Flag.LAST
         frame = Header(
@@ -233,7 +294,8 @@ class Uplink(Polled):
         self._transfer = None
         self._granted = 0
         self._cancelled.discard(transfer.header.request)
-        self._slots.release(trio.current_time() - transfer.begin_s)
+        if not transfer.waits:
+            self._slots.release(trio.current_time() - transfer.begin_s)
 
     async def _pace(self) -> None:
         """Wait for leave to send: nothing is granted that does not move at once."""

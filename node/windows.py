@@ -6,6 +6,11 @@ nodes, 100 Mbit/s, queues of 20 to 50 ms), and each request waits behind a full 
 link's connections get windows that hold `DRAIN_S` of its rate together. Fast links never need that,
 and far peers (round trips above `NEAR_S`) would starve: both are left to the kernel, whose own
 tuning an explicit buffer ends for good.
+
+The sender's side is alike: what the kernel has taken from one connection and not sent yet waits
+among what it took from all others, and a chunk that could go on down its tree waits behind it. So a
+slow link's connections hand over `AHEAD_S` of its rate at once (8 nodes, 100 Mbit/s: 1.039 x the
+bound with 16 KiB, 1.052 without a limit).
 """
 
 import contextlib
@@ -18,6 +23,10 @@ LEAST_BYTES = 48 * 1024  # a few jumbo frames: a smaller window stops and goes
 MOST_BYTES = 192 * 1024  # `net.core.rmem_max` is 208 KiB where nobody changed it
 NEAR_S = 0.005
 SPAN_S = 0.25
+
+AHEAD_S = 0.0013
+UNSENT_LEAST_BYTES = 16 * 1024
+_NOTSENT_LOWAT = 25  # TCP_NOTSENT_LOWAT (linux/tcp.h); the socket module has no name for it
 
 _MIN_RTT_AT = 148  # of struct tcp_info, in microseconds (linux/tcp.h)
 _U32 = struct.Struct("=I")
@@ -74,3 +83,38 @@ class Windows:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
                     self._set[sock] = size
         self._set = {sock: size for sock, size in self._set.items() if sock.fileno() >= 0}
+
+
+class Unsent:
+    """Fits what a worker's uplinks hand to the kernel ahead of the wire to what they send."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._at: float | None = None
+        self._rate = 0.0
+        self._set: dict[socket.socket, int] = {}
+
+    def fit(self, socks: Iterable[socket.socket], sent: int, now: float) -> None:
+        """Look at the rate, and set limits that have changed by half.
+
+        Args:
+          socks: the connections that we send on.
+          sent: bytes that went out so far.
+        """
+        if self._at is None or sent < self._bytes:
+            self._bytes, self._at = sent, now
+        if (elapsed_s := now - self._at) < SPAN_S * 0.8:
+            return
+        self._rate = max((sent - self._bytes) / elapsed_s, self._rate * 0.8)
+        self._bytes, self._at = sent, now
+        size = max(UNSENT_LEAST_BYTES, int(self._rate * AHEAD_S))
+        before = self._set
+        self._set = {}
+        for sock in socks:
+            if sock.fileno() < 0 or not self._rate:
+                continue
+            self._set[sock] = old = before.get(sock, 0)
+            if abs(size - old) * 2 > old:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, size)
+                self._set[sock] = size

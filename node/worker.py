@@ -22,7 +22,7 @@ from node.permits import Permits
 from node.polled import FAILURES, Polled
 from node.throttle import DOWNLOAD, UPLOAD, Meter, Throttle
 from node.uplink import Served, Uplink
-from node.windows import Windows
+from node.windows import Unsent, Windows
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
 from p2p.errors import P2PError, RemoteProtocolError, UsageError
@@ -88,6 +88,7 @@ class Worker:
         self._polled: dict[int, Polled] = {}
         self._poller = Poller()
         self._windows = Windows()
+        self._unsent = Unsent()
         self._last: jobs.Figures | None = None
 
     def _send(self, report: jobs.Report) -> None:
@@ -120,7 +121,7 @@ class Worker:
         """Begin a job; what comes of it is reported."""
         nursery = self._nursery
         assert nursery is not None
-        if isinstance(job, jobs.AskJob):
+        if isinstance(job, jobs.AskJob | jobs.AskAheadJob):
             self._ask(job)
         else:
             self._take(job, sock, nursery)
@@ -143,13 +144,18 @@ class Worker:
                 for owner, scope in list(self._scopes.values()):
                     if owner == peer:
                         scope.cancel()
-            case jobs.CancelJob(request):
+            case jobs.CancelJob(request, idle):
                 for downlink in self._downlinks.values():
                     with contextlib.suppress(OSError):
-                        if downlink.cancel(request):
+                        if downlink.cancel(request, idle=idle):
                             break
-            case jobs.FetchJob():
+            case jobs.Arrived(chunk):
+                assert self._chunks is not None
+                self._chunks.came(chunk)
+            case jobs.FetchJob(chunk=chunk):
                 assert self._fetcher is not None
+                assert self._chunks is not None
+                self._chunks.leave_relays(chunk)
                 nursery.start_soon(self._fetcher.fetch, job)
             case jobs.RehashJob(chunk, pin):
                 nursery.start_soon(self._rehash, chunk, pin)
@@ -170,14 +176,22 @@ class Worker:
         )  # fmt: skip
         self._send(jobs.Opened(0))
 
-    def _ask(self, job: jobs.AskJob) -> None:
+    def _ask(self, job: jobs.AskJob | jobs.AskAheadJob) -> None:
         downlink = self._downlinks.get(job.link)
         if downlink is None:
-            ended = jobs.AskEnded(job.request, job.chunk, "failed", 0.0, "the connection is gone")
-            self._send(ended)
+            if isinstance(job, jobs.AskAheadJob):
+                asks = job.asks
+            else:
+                asks = [(job.request, job.chunk, b"")]
+            for request, chunk, _ in asks:
+                text = "the connection is gone"
+                self._send(jobs.AskEnded(request, chunk, "failed", 0.0, text))
             return
         try:
-            downlink.ask(job)
+            if isinstance(job, jobs.AskJob):
+                downlink.ask(job)
+            else:
+                downlink.ask_ahead(job.asks)
         except OSError as error:
             if job.link in self._scopes:
                 self._scopes[job.link][1].cancel()
@@ -297,6 +311,9 @@ class Worker:
             for link in list(self._polled.values()):
                 link.check(now)
             self._windows.fit([sock for sock in busy if sock is not None], received, now)
+            uplinks = [link.sock for link in self._polled.values() if isinstance(link, Uplink)]
+            sent = sum(served.bytes for _, served in self._links.values())
+            self._unsent.fit(uplinks, sent, now)
             await trio.sleep(self._settings.figures_s)
 
     def _send_figures(self) -> None:

@@ -67,7 +67,8 @@ class _Handle:
         """the one in this process, from its first job on"""
         self.model: jobs.OpenModel | None = None
         self.links: dict[int, bytes] = {}
-        self.asks: dict[int, jobs.AskJob] = {}
+        self.asks: dict[int, int] = {}
+        """chunks by request"""
         self.fetches: dict[int, jobs.FetchJob] = {}
         self.rehashes: dict[int, jobs.RehashJob] = {}
         self.checksums: dict[int, jobs.ChecksumJob] = {}
@@ -83,8 +84,10 @@ class _Handle:
                 self.model = job
             case jobs.AddDownlink(link, peer) | jobs.AddUplink(link, peer):
                 self.links[link] = peer
-            case jobs.AskJob():
-                self.asks[job.request] = job
+            case jobs.AskJob(request=request, chunk=chunk):
+                self.asks[request] = chunk
+            case jobs.AskAheadJob(asks=asks):
+                self.asks.update((request, chunk) for request, chunk, _ in asks)
             case jobs.FetchJob():
                 self.fetches[job.chunk] = job
             case jobs.RehashJob():
@@ -124,7 +127,8 @@ class _Handle:
         """Answers to everything that the dead worker owed; hashing is simply done again."""
         text = "a data worker died"
         lost: list[jobs.Report] = [
-            jobs.AskEnded(job.request, job.chunk, "failed", 0.0, text) for job in self.asks.values()
+            jobs.AskEnded(request, chunk, "failed", 0.0, text)
+            for request, chunk in self.asks.items()
         ]
         lost += [jobs.FetchEnded(c, text, False, 0.0, False) for c in self.fetches]
         lost += [jobs.LinkClosed(link, peer, text) for link, peer in self.links.items()]
@@ -227,6 +231,10 @@ class WorkerPool:
 
     def _report(self, index: int, report: jobs.Report) -> None:
         self._handles[index].settle(report)
+        if self.count > 1 and isinstance(report, jobs.Got):
+            for other in range(self.count):
+                if other != index:
+                    self.submit(other, jobs.Arrived(report.chunk))
         if isinstance(report, jobs.OpenFailed):
             raise StoreError(f"data worker: {report.text}")
         if not isinstance(report, jobs.Figures | jobs.Opened):

@@ -29,6 +29,17 @@ class Ask:
     pin: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class AskAhead:
+    """Command: request chunks that the peer is going to have: (request, chunk, pin or nothing).
+
+    Each is answered as an `Ask` is, when the peer has the chunk, which may be never.
+    """
+
+    peer: NodeId
+    asks: tuple[tuple[int, Chunk, bytes], ...]
+
+
 # -- events: tracker ------------------------------------------------------------------------------
 
 
@@ -227,10 +238,14 @@ class Disconnect:
 
 @dataclass(frozen=True, slots=True)
 class CancelAsk:
-    """Nobody waits for this request any more; answered by AskFailed or the chunk."""
+    """Nobody waits for this request any more; answered by AskFailed or the chunk.
+
+    `idle`: only if nothing of its answer has come yet.
+    """
 
     request: int
     peer: NodeId
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,11 +265,7 @@ class Rehash:
 
 @dataclass(frozen=True, slots=True)
 class SendHave:
-    """Tell these peers of new chunks, and every peer whose session is being made.
-
-    The latter were sent a bitfield already, but their own has not come: without this, a chunk that
-    arrives in between would never be announced to them.
-    """
+    """Tell these peers of new chunks."""
 
     peers: tuple[NodeId, ...]
     pins: tuple[tuple[Chunk, bytes], ...]
@@ -350,6 +361,7 @@ Event = (
 
 Command = (
     Ask
+    | AskAhead
     | Connect
     | Disconnect
     | CancelAsk

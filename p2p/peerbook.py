@@ -34,6 +34,9 @@ class Peer:
     strikes: int = 0
     quarantined_until: float = 0.0
     pins_asked_at: float = -inf
+    told: int = 0
+    """how much of our news it has heard, its bitfield included"""
+    told_at: float = -inf
 
 
 class PeerBook:

@@ -3,11 +3,14 @@
 `handle(event, now)` returns commands and never waits; `next_deadline()` says when to send it
 `DeadlinePassed`. A chunk's way:
 
-    LeasesGranted -> Fetch -> ChunkVerified(ORIGIN) -> ReportFetched, SendHave
-    PeerHas -> Ask -> ChunkVerified(PEER) -> SendHave
+    LeasesGranted -> Fetch -> ChunkVerified(ORIGIN) -> ReportFetched, SendHave to its tree's root
+    PeerHas -> Ask -> ChunkVerified(PEER)
+    AskAhead, to the parent in its tree -> ChunkVerified(PEER)
+    in batches: SendHave to all
 
 Rules:
- 1. A chunk is asked of one peer at a time, and only with a pin that was learned before.
+ 1. A chunk is asked of one peer at a time, and only with a pin that was learned before, or ahead:
+    then its digests make the pin, if none was learned meanwhile.
  2. The first pin is kept; only the tracker overrules it, and then the chunk is hashed again.
  3. What a peer sent wrong is not asked of it again until it announces the chunk anew.
  4. An answer to a request that is not ours, or no longer ours, changes nothing.
@@ -18,6 +21,7 @@ from math import inf
 from random import Random
 
 from p2p import events as ev
+from p2p.ahead import Ahead, Waiting
 from p2p.backlog import Backlog
 from p2p.backoff import full_jitter
 from p2p.bitfield import Bitfield
@@ -29,7 +33,6 @@ from p2p.manifest import Manifest
 from p2p.peerbook import Peer, PeerBook
 from p2p.picker import MISSING, Picker
 from p2p.rates import Average
-from p2p.tree import told_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,15 @@ class Limits:
     """before a lease goes back to the tracker, whose other nodes may fare better"""
     rehashes: int = 4
     """chunks hashed at once after a restart"""
-    arity: int = 2
-    """children in a chunk's tree, which are told of it at once: 3 spread it fastest"""
+    ahead: int = 64
+    """chunks that wait at peers at most, and a quarter of it comes before more are asked"""
     have_batch: int = 4
-    """the others hear of so many chunks together: each alone would wake 50 nodes 50 times"""
+    """peers hear of so many chunks together: each alone would wake 50 nodes 50 times"""
     have_delay_s: float = 1.0
     """and after so long at the latest"""
+    have_peers: int = 8
+    """at a time, those first that have heard nothing for longest: so each node soon hears from
+    somebody, whatever the number of nodes"""
     busy_cap_s: float = 2.0
     failure_first_s: float = 0.5
     failure_cap_s: float = 8.0
@@ -130,14 +136,18 @@ class Swarm:
         """when a request is to be looked at because it takes long"""
         self._ask_s = Average(weight=0.1)
         self._next_request = 1
+        self._ahead = Ahead(node)
+        self._ask_ahead_in = 0
+        """chunks that have to come before more are asked ahead"""
         self._fetches: dict[Chunk, _Fetch] = {}
         self._waiting_leases: dict[Chunk, None] = {}
         self._rehashing: dict[Chunk, float] = {}
         self._to_rehash = sorted(suspects, reverse=True)
         for chunk in suspects:
             self._picker.reserve(chunk)
-        self._news: dict[Chunk, None] = {}
-        self._ring: list[NodeId] | None = None
+        self._news: list[Chunk] = []
+        """what came since the start, in order; each peer has heard a part of it"""
+        self._news_told = 0
         self._backlog = Backlog()
         self._news_at = inf
         self._tracker_lost_at: float = inf
@@ -166,6 +176,11 @@ class Swarm:
     def _anyone_lacks(self) -> bool:
         return any(not peer.complete for peer in self._book.ready())
 
+    def bitfield_for(self, node: NodeId) -> bytes:
+        """What this node holds, for a peer that is told of more from now on."""
+        self._book[node].told = len(self._news)
+        return bytes(self.held)
+
     def statistics(self) -> SwarmStatistics:
         """Figures for status, metrics and tests."""
         return SwarmStatistics(
@@ -182,7 +197,7 @@ class Swarm:
 
     def next_deadline(self) -> float:
         """When `DeadlinePassed` is due; infinity when nothing is."""
-        times = [self._news_at, self._book.next_deadline()]
+        times = [self._news_at, self._book.next_deadline(), self._ahead.next_deadline()]
         times += [fetch.again_at for fetch in self._fetches.values()]
         times += self._late.values()
         if self._space_at is not None:
@@ -201,6 +216,7 @@ class Swarm:
         self._wake(now)
         self._rehash_more()
         self._ask_more()
+        self._ask_ahead()
         self._fetch_alone()
         self._out += self._book.dial(now)
         self._check_complete()
@@ -277,27 +293,30 @@ class Swarm:
         peer.complete = held.complete
         for chunk in held:
             self._backlog.passed(chunk, self._now)
-        self._ring = None
+        self._ahead.changed(self._now)
         self._picker.join(node, held)
         self._picker.set_ready(node, peer.waits_until <= self._now)
-        # Its bitfield and ours may have crossed with chunks that we announced to the others only.
-        if self._news:
-            self._tell_news()
+        if peer.told < len(self._news):  # what came after it was sent our bitfield
+            self._news_at = self._now
 
     def _peer_lost(self, node: NodeId) -> None:
         for request, (ask, _) in list(self._asks.items()):
             if ask.peer == node:
                 self._end_ask(request)
+        for waiting in self._ahead.all(node):
+            self._ahead.take(waiting.chunk)
+        self._ahead.changed(self._now)
+        self._ask_ahead_in = 0
         self._picker.leave(node)
         self._peer_fetches.pop(node, None)
         self._book.lost(node, self._now)
-        self._ring = None
 
     def _peer_has(self, node: NodeId, pins: tuple[tuple[Chunk, bytes], ...]) -> None:
         for chunk, pin in pins:
             self._learn(chunk, pin, node)
             self._picker.has(node, chunk)
             self._backlog.passed(chunk, self._now)
+            self._ahead.heard(chunk, self._now)
         fetches = self._peer_fetches.get(node)
         if fetches:
             got = {chunk for chunk, _ in pins}
@@ -337,6 +356,7 @@ class Swarm:
     def _refused(self, request: int, retry_after_s: float | None) -> None:
         ask = self._end_ask(request)
         if ask is None:
+            self._ask_failed(request)  # it cannot wait there
             return
         if retry_after_s is None:
             self._picker.lacks(ask.peer, ask.chunk)
@@ -345,7 +365,7 @@ class Swarm:
             self._wait(self._book[ask.peer], wait_s)
 
     def _ask_failed(self, request: int) -> None:
-        ask = self._end_ask(request)
+        ask = self._end_ask(request) or self._ahead_ended(request)
         if ask is None:
             return
         peer = self._book.get(ask.peer)
@@ -355,7 +375,7 @@ class Swarm:
             peer.failures += 1
 
     def _corrupt(self, request: int) -> None:
-        ask = self._end_ask(request)
+        ask = self._end_ask(request) or self._ahead.ended(request)
         if ask is None:
             return
         self._corrupt_chunks += 1
@@ -375,7 +395,8 @@ class Swarm:
             return
         if len(self._asks) >= self._limits.asks_total:
             return
-        wanted = [chunk for chunk in self._picker.window() if self._picker.is_held_by_any(chunk)]
+        picker, free = self._picker, self._ahead.free
+        wanted = [c for c in picker.window() if picker.is_held_by_any(c) and free(c)]
         unpinned = [chunk for chunk in wanted if chunk not in self.pins]
         if unpinned:
             wanted = [chunk for chunk in wanted if chunk in self.pins]
@@ -409,12 +430,64 @@ class Swarm:
                 self._late[request] = min(self._now + self._late_s, net)
 
     def _ask(self, chunk: Chunk, peer: NodeId) -> None:
+        self._wait_no_more(chunk)
         ask = ev.Ask(self._next_request, peer, chunk, self.pins[chunk])
         self._next_request += 1
         self._asks[ask.request] = (ask, self._now)
         self._late[ask.request] = self._now + self._late_s
         self._picker.reserve(chunk, peer)
         self._out.append(ask)
+
+    # -- requests ahead ---------------------------------------------------------------------------
+
+    def _able(self, node: NodeId) -> bool:
+        peer = self._book.get(node)
+        return peer is not None and peer.ready and peer.waits_until <= self._now
+
+    def _ask_ahead(self) -> None:
+        """Ask parents for chunks of the window that nobody holds yet."""
+        if self._ask_ahead_in > 0 or self._space_at is not None or self.held.complete:
+            return
+        self._ask_ahead_in = self._limits.ahead // 4
+        asks: dict[NodeId, list[tuple[int, Chunk, bytes]]] = {}
+        room = self._limits.ahead - len(self._ahead)
+        for chunk in self._picker.window():
+            if room <= 0:
+                break
+            if chunk in self._ahead or self._picker.is_held_by_any(chunk):
+                continue
+            parent = self._ahead.parent(chunk, self._able)
+            if parent is not None:
+                request, self._next_request = self._next_request, self._next_request + 1
+                self._ahead.add(Waiting(request, parent, chunk))
+                asks.setdefault(parent, []).append((request, chunk, self.pins.get(chunk, b"")))
+                room -= 1
+        self._out += [ev.AskAhead(peer, tuple(some)) for peer, some in asks.items()]
+
+    def _ahead_ended(self, request: int) -> Waiting | None:
+        """Its chunk did not come. None: it is none of ours, or was called back."""
+        waiting = self._ahead.get(request)
+        if waiting is None:
+            return None
+        recalled = self._ahead.recalled(waiting.chunk)
+        self._ahead.take(waiting.chunk)
+        self._ask_ahead_in = 0
+        return None if recalled else waiting
+
+    def _wait_no_more(self, chunk: Chunk) -> None:
+        """The chunk comes from elsewhere."""
+        if (waiting := self._ahead.take(chunk)) is not None:
+            self._out.append(ev.CancelAsk(waiting.request, waiting.peer))
+
+    def _draw_trees(self) -> None:
+        """Peers have come or gone. A young swarm asks its new parents at once."""
+        nodes = sorted([self._node, *(peer.node for peer in self._book.ready())])
+        self._ahead.draw(nodes)
+        self._ask_ahead_in = 0
+        if len(self.held) < self._limits.ahead:
+            for waiting in self._ahead.all():
+                if self._ahead.parent(waiting.chunk, self._able) != waiting.peer:
+                    self._wait_no_more(waiting.chunk)
 
     _pins_missing = False
 
@@ -443,6 +516,7 @@ class Swarm:
             self._waiting_leases[chunk] = None
 
     def _start_fetch(self, chunk: Chunk, *, leased: bool = True) -> None:
+        self._wait_no_more(chunk)
         self._fetches[chunk] = _Fetch(leased=leased)
         self._picker.reserve(chunk)
         self._out.append(ev.Fetch(chunk))
@@ -504,6 +578,9 @@ class Swarm:
             self._picker.answered(ask.peer)
             if (peer := self._book.get(ask.peer)) is not None:
                 peer.failures = 0
+        self._ahead.came(chunk, self._now)
+        if not (event.request and self._ahead.ended(event.request)):
+            self._wait_no_more(chunk)
         if self.pins.setdefault(chunk, event.pin) != event.pin:
             self._suspect(chunk, held=True)
             return
@@ -520,29 +597,34 @@ class Swarm:
         if event.source is Source.ORIGIN and not self._picker.is_held_by_any(chunk):
             self._backlog.add(chunk)
         if fresh:
-            self._tell_some(chunk, event.source is Source.ORIGIN)
-            self._news[chunk] = None
-            delay_s = self._limits.have_delay_s * max(1.0, len(self._ring or ()) / 10)
-            self._news_at = min(self._news_at, self._now + delay_s)
-            if len(self._news) >= max(self._limits.have_batch, len(self._ring or ()) // 2):
+            self._ask_ahead_in -= 1
+            root = self._ahead.root(chunk) if event.source is Source.ORIGIN else None
+            if root is not None and not self._picker.holds(root, chunk):
+                self._out.append(ev.SendHave((root,), ((chunk, self.pins[chunk]),)))
+            self._news.append(chunk)
+            self._news_at = min(self._news_at, self._now + self._limits.have_delay_s)
+            few = len(self._book.ready()) <= self._limits.have_peers
+            batch = self._limits.have_batch
+            if self.held.complete or (few and len(self._news) - self._news_told >= batch):
                 self._tell_news()
 
-    def _tell_some(self, chunk: Chunk, first: bool) -> None:
-        """Tell those of a chunk at once that pass it on."""
-        if self._ring is None:
-            self._ring = sorted([self._node, *(peer.node for peer in self._book.ready())])
-        told = told_at_once(chunk, self._ring, self._node, self._limits.arity, first=first)
-        told = [node for node in told if not self._picker.holds(node, chunk)]
-        if told:
-            self._out.append(ev.SendHave(tuple(told), ((chunk, self.pins[chunk]),)))
-
     def _tell_news(self) -> None:
-        peers = tuple(peer.node for peer in self._book.ready() if not peer.complete)
-        pins = tuple((chunk, self.pins[chunk]) for chunk in self._news if chunk in self.held)
-        if pins:
-            self._out.append(ev.SendHave(peers, pins))
-        self._news.clear()
-        self._news_at = inf
+        count = len(self._news)
+        peers = [p for p in self._book.ready() if not p.complete and p.told < count]
+        if not self.held.complete and len(peers) > self._limits.have_peers:
+            peers = sorted(peers, key=lambda peer: peer.told_at)[: self._limits.have_peers]
+            self._news_at = self._now + self._limits.have_delay_s
+        else:
+            self._news_at = inf
+        alike: dict[int, list[NodeId]] = {}
+        for peer in peers:
+            alike.setdefault(peer.told, []).append(peer.node)
+            peer.told, peer.told_at = count, self._now
+        for told, nodes in alike.items():
+            new = dict.fromkeys(self._news[told:])
+            if pins := tuple((chunk, self.pins[chunk]) for chunk in new if chunk in self.held):
+                self._out.append(ev.SendHave(tuple(nodes), pins))
+        self._news_told = count
 
     def _suspect(self, chunk: Chunk, *, held: bool = False) -> None:
         """A held chunk may be wrong: hash it again, at most once a second."""
@@ -559,7 +641,6 @@ class Swarm:
         self.suspects.pop(chunk, None)
         self.held.discard(chunk)
         self._backlog.passed(chunk, self._now)
-        self._news.pop(chunk, None)
         self._completed = False
         self._fetches.pop(chunk, None)
         self._picker.dropped(chunk)
@@ -574,6 +655,9 @@ class Swarm:
         for request, (ask, _) in list(self._asks.items()):
             if ask.chunk == chunk:
                 self._end_ask(request)
+        for waiting in self._ahead.all():
+            self._wait_no_more(waiting.chunk)
+        self._ask_ahead_in = 0
         self._space_at = self._now + self._limits.space_retry_s
         for leased in (chunk, *self._fetches):
             fetch = self._fetches.get(leased)
@@ -597,6 +681,10 @@ class Swarm:
             self._space_at = None
         for node in self._book.woken(now):
             self._picker.set_ready(node, True)
+        for late in self._ahead.expire(now):
+            self._out.append(ev.CancelAsk(late.request, late.peer, idle=True))
+        if self._ahead.settled(now):
+            self._draw_trees()
         for chunk, fetch in self._fetches.items():
             if fetch.again_at <= now:
                 fetch.again_at = inf

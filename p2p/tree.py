@@ -1,32 +1,51 @@
-"""Whom to tell of a chunk at once, so that it reaches n nodes in about log(n) steps.
+"""Along which trees chunks spread, so that each reaches n nodes in about log(n) steps.
 
-Told to all at once, a chunk's first holder would have to send it n times; told to a few, which tell
-a few, it spreads along a tree. There are as many trees as a node has children, and each node has
-children in one of them and none in the others (interior-node-disjoint trees: SplitStream, Castro et
-al., SOSP 2003), so all send as much as they receive. The trees differ by rotation, and every node
-computes them from the ids of the nodes that it knows: no message is needed, and where two know
-different nodes, some chunks are told twice and others only by the next batch of haves.
+Sent by its first holder to all, a chunk would take n times the time of one transfer; passed on by
+those who have it, it spreads along a tree. Every node is in every tree, and the trees differ by
+rotation. Up to `ROTATIONS` nodes there is a tree for each node as its root; larger swarms have as
+many trees as a node has children, and then a node has children in one of them and none in the
+others (interior-node-disjoint trees: SplitStream, Castro et al., SOSP 2003), so that it has few
+parents, and few connections that carry much. Either way all send as much as they receive. Every
+node computes the trees from the ids of the nodes that it knows: no message is needed.
 
-A tree is a preference only: whoever has room may be asked, and all are told in the end.
+A tree is a preference only: where two nodes know different ones, or a parent is slow, chunks are
+asked of whoever announces them.
 """
 
 from collections.abc import Sequence
 
 from p2p.ids import Chunk, NodeId
 
+ROTATIONS = 64
+ARITY = 2
 
-def told_at_once(
-    chunk: Chunk, nodes: Sequence[NodeId], me: NodeId, arity: int, *, first: bool
-) -> list[NodeId]:
-    """The nodes to tell that `me` holds the chunk now.
+
+class Trees:
+    """This node's places in all trees.
 
     Args:
       nodes: all that are known, with `me`, in an order that all share.
-      first: nobody else holds it: the root of its tree is told too.
     """
-    count = len(nodes)
-    shift = chunk % arity * count // arity
-    position = (nodes.index(me) - shift) % count
-    places = [0] if first and position else []
-    places += range(position * arity + 1, min(position * arity + arity + 1, count))
-    return [nodes[(place + shift) % count] for place in places]
+
+    def __init__(self, me: NodeId, nodes: Sequence[NodeId], arity: int = ARITY) -> None:
+        count = len(nodes)
+        self.count = count if count <= ROTATIONS else arity
+        self._roots: list[NodeId] = []
+        self._above: list[tuple[NodeId, ...]] = []
+        index = nodes.index(me)
+        for tree in range(self.count):
+            shift = tree * count // self.count
+            place, above = (index - shift) % count, []
+            while place:
+                place = (place - 1) // arity
+                above.append(nodes[(place + shift) % count])
+            self._roots.append(nodes[shift])
+            self._above.append(tuple(above))
+
+    def root(self, chunk: Chunk) -> NodeId:
+        """The node that the chunk's owner gives it to first."""
+        return self._roots[chunk % self.count]
+
+    def above(self, chunk: Chunk) -> tuple[NodeId, ...]:
+        """The parent, its parent, and so on up to the root; none if this node is it."""
+        return self._above[chunk % self.count]

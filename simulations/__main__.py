@@ -37,7 +37,8 @@ LAB = (
     click.option("--origin-rate", metavar="RATE", help="[default: as the nodes']"),
     click.option("--size", default="256MiB", show_default=True, metavar="SIZE"),
     click.option("--chunk-size", default="256KiB", show_default=True, metavar="SIZE"),
-    click.option("--block-size", metavar="SIZE", help="[default: the chunk's, at most 1MiB]"),
+    click.option("--block-size", metavar="SIZE",
+                 help="[default: a 16th of the chunk, at least 64KiB]"),
     click.option("--workers", type=click.IntRange(0, 8), default=0, show_default=True,
                  help="Of each node; 0: one process a node, as so many share this machine."),
     click.option("--slow", default="0", show_default=True, metavar="N|PERCENT",
@@ -48,8 +49,8 @@ LAB = (
                  metavar="SECONDS", help="Nodes start over so long; 0: all together."),
     click.option("--kill", "kills", type=click.FloatRange(0, 100), multiple=True,
                  metavar="PERCENT", help="Kill a node when it holds so much. May be repeated."),
-    click.option("--queue", type=click.IntRange(1), default=50, show_default=True,
-                 metavar="MS", help="What each link's queue holds; more is dropped."),
+    click.option("--queue", default="640KiB", show_default=True, metavar="SIZE",
+                 help="What each port of the switch holds; more is dropped."),
     click.option("--congestion", type=click.Choice(["cubic", "bbr", "reno"]), default="cubic",
                  show_default=True),
     click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE"),
@@ -66,17 +67,17 @@ def lab_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def case_of(
     nodes: int, rate: str, origin_rate: str | None, size: str, chunk_size: str,
     block_size: str | None, workers: int, slow: str, slow_rate: float, stagger: float,
-    kills: tuple[float, ...], queue: int, congestion: str,
+    kills: tuple[float, ...], queue: str, congestion: str,
 ) -> "Case":  # fmt: skip
     """The run that these options mean; leaves with one line if they mean none."""
     from p2p.errors import P2PError, UsageError
     from p2p.manifest import check_sizes
-    from p2p.units import MIB, parse_rate, parse_size
-    from simulations.case import Case, parse_share
+    from p2p.units import parse_rate, parse_size
+    from simulations.case import Case, default_block, parse_share
 
     try:
         chunk_bytes = parse_size(chunk_size)
-        block_bytes = parse_size(block_size) if block_size else min(chunk_bytes, MIB)
+        block_bytes = parse_size(block_size) if block_size else default_block(chunk_bytes)
         check_sizes(chunk_bytes, block_bytes)
         mbits = [(parse_rate(text) or 0) * 8 / 1e6 for text in (rate, origin_rate or rate)]
         if not all(mbits):
@@ -84,7 +85,8 @@ def case_of(
         return Case(
             nodes, mbits[0], parse_size(size), mbits[1], chunk_bytes, block_bytes, workers,
             parse_share(slow, nodes), slow_rate / 100, stagger,
-            tuple(sorted(part / 100 for part in kills)), queue_ms=queue, congestion=congestion,
+            tuple(sorted(part / 100 for part in kills)), queue_bytes=parse_size(queue),
+            congestion=congestion,
         )  # fmt: skip
     except P2PError as error:
         sys.exit(str(error))

@@ -21,6 +21,7 @@ class Case:
       slow, slow_factor: so many nodes, the first ones, send at this part of the rate.
       stagger_s: nodes start one after the other over so long; 0: all are released together.
       kills: a node each is killed when it holds this part of the model; the last nodes.
+      queue_bytes: what a port of the switch holds; more is dropped.
       mtu: jumbo frames, as clusters use them: headers take 0.8 % instead of 4 %.
     """
 
@@ -29,7 +30,7 @@ class Case:
     size: int = 256 * MIB
     origin_mbit: float = 100.0
     chunk_bytes: int = 256 * 1024
-    block_bytes: int = 256 * 1024
+    block_bytes: int = 64 * 1024
     workers: int | None = None
     slow: int = 0
     slow_factor: float = 1.0
@@ -37,7 +38,7 @@ class Case:
     kills: tuple[float, ...] = ()
     mtu: int = 9000
     congestion: str = "cubic"
-    queue_ms: int = 20
+    queue_bytes: int = 640 * 1024
 
     def __post_init__(self) -> None:
         if self.slow > self.nodes or len(self.kills) >= self.nodes - self.slow:
@@ -71,6 +72,11 @@ def bound_s(size: int, origin_mbit: float, downs: Sequence[float], ups: Sequence
     distribution: the minimum distribution time, 2006)."""
     bits = size * 8 / 1e6
     return max(bits / origin_mbit, bits / min(downs), len(downs) * bits / (origin_mbit + sum(ups)))
+
+
+def default_block(chunk_bytes: int) -> int:
+    """Small enough to be passed on early, and large enough to cost little."""
+    return min(chunk_bytes, MIB, max(64 * 1024, chunk_bytes // 16))
 
 
 def burst_bytes(mbit: float) -> int:

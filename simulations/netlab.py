@@ -21,7 +21,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from node.statemap import BODY
+from node.statemap import BODY, VERIFIED
 from simulations.bench.processes import cpu_s
 from simulations.case import Case, burst_bytes, reader_stall_s
 from simulations.netns import Host, Net, NetError, why_not
@@ -72,8 +72,8 @@ class _Node:
                 return 0, 0
             self.state = os.open(found, os.O_RDONLY)
         data = os.pread(self.state, blocks, BODY)
-        first = data.find(0)
-        return (first if first >= 0 else len(data)), len(data) - data.count(0)
+        there = data.count(VERIFIED)
+        return len(data) - len(data.lstrip(bytes([VERIFIED]))), there
 
 
 class Netlab:
@@ -94,7 +94,7 @@ class Netlab:
         host = self.net.host(name)
         host.plug(
             self._switch, f"{ip}/16", mbit, up_mbit=up, mtu=self.case.mtu,
-            burst_bytes=burst_bytes(mbit or 0), queue_ms=self.case.queue_ms,
+            burst_bytes=burst_bytes(mbit or 0), queue_bytes=self.case.queue_bytes,
         )  # fmt: skip
         if self.case.congestion:
             way = ("10.78.0.0/16", "dev", "eth0", "scope", "link", "src", ip)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 BURST_BYTES = 128 * 1024  # a timer tick's worth at 1 Gbit/s
-QUEUE_MS = 20  # of a link: what would wait for longer is dropped
+QUEUE_BYTES = 640 * 1024  # of a link: what does not fit is dropped
 NEIGHBOURS = "/proc/sys/net/ipv4/neigh/default/gc_thresh"  # of all namespaces together
 
 _numbers = itertools.count()
@@ -140,13 +140,15 @@ class Host:
         up_mbit: float | None = None,
         mtu: int | None = None,
         burst_bytes: int = BURST_BYTES,
-        queue_ms: int = QUEUE_MS,
+        queue_bytes: int = QUEUE_BYTES,
     ) -> Link:
         """A NIC at a switch, shaped in both directions: each end limits what it sends.
 
         Args:
           up_mbit: what the host sends; default: as much as it receives.
           burst_bytes: what may pass at once after a pause.
+          queue_bytes: what waits at the switch for the host's link. The host's own end keeps three
+            bands (pfifo_fast, the kernel's default), served in order of their priority.
         """
         near, far = f"eth{len(self.links)}", f"p{next(_numbers)}"
         sh(
@@ -162,9 +164,13 @@ class Host:
                 sh("ip", "-n", namespace, "link", "set", device, "mtu", str(mtu))
             if rate is not None:
                 sh(
-                    "tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf",
-                    "rate", f"{rate}mbit", "burst", str(burst_bytes), "latency", f"{queue_ms}ms",
+                    "tc", "-n", namespace, "qdisc", "add", "dev", device, "root",
+                    "handle", "1:", "tbf", "rate", f"{rate}mbit", "burst", str(burst_bytes),
+                    "limit", str(queue_bytes),
                 )  # fmt: skip
+                if namespace == self.name:
+                    sh("tc", "-n", namespace, "qdisc", "add", "dev", device, "parent", "1:",
+                       "pfifo_fast")  # fmt: skip
         link = Link(self, near, far, switch, address)
         self.links.append(link)
         return link
