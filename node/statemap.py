@@ -43,7 +43,7 @@ _HEAD = struct.Struct("<8sIIII")
 _COUNTER = struct.Struct("<I")
 
 MISSING, VERIFIED, RELAYED = 0, 1, 2
-_MISSING, _RELAYED = bytes([MISSING]), bytes([RELAYED])
+_UNREADABLE = (bytes([MISSING]), bytes([RELAYED]))
 
 
 class StateMap:
@@ -138,11 +138,14 @@ class StateMap:
         _COUNTER.pack_into(self._map, at, (count + 1) & 0xFFFF_FFFF)
 
     def find_missing(self, first: int, end: int) -> int:
-        """The first one that is not verified of the blocks `first` to `end` (not included), counted
-        through the whole map (chunk * stride + block); -1 if all are verified."""
-        start, end = BODY + first, BODY + end
-        found = (self._map.find(word, start, end) for word in (_MISSING, _RELAYED))
-        return min((at - BODY for at in found if at >= 0), default=-1)
+        """The first one of the blocks `first` to `end` (not included), counted through the whole
+        map (chunk * stride + block), that may not be read; -1 if all are verified."""
+        limit, found = BODY + end, -1
+        for state in _UNREADABLE:
+            at = self._map.find(state, BODY + first, limit)
+            if at >= 0:
+                limit, found = at, at - BODY
+        return found
 
     def blocks(self, chunk: Chunk, first: int, end: int) -> bytes:
         """The bytes of blocks `first` to `end`, not included."""

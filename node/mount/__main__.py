@@ -85,6 +85,7 @@ async def _attach(operations: ModelOperations, socket: Path) -> None:
 
     session.ended = tell
     operations.attached(attachment)
+    session.refused = operations.drop_pages
     try:
         if not session.lost:
             await ended.wait()

@@ -8,6 +8,7 @@ The trap: a program that maps a file with MAP_POPULATE asks for a page whose rea
 and again, in the kernel, until it is killed. Such a storm is logged and slowed down.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -54,6 +55,14 @@ class ModelOperations(pyfuse3.Operations):
         """The manifest is known."""
         self._attachment, self._tree = attachment, Tree(attachment.manifest)
         self._ready.set()
+
+    def drop_pages(self, file: int) -> None:
+        """The file is refused: what the page cache has of it goes. For a thread: the kernel waits
+        for reads that are under way."""
+        if self._ready.is_set() and not self._failed:
+            inode = self._tree.files[file].number
+            with contextlib.suppress(OSError):  # the kernel knows it no more
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(inode))
 
     def failed(self, text: str) -> None:
         """It never will be."""

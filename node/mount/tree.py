@@ -26,6 +26,8 @@ class Tree:
         self.generation = int.from_bytes(manifest.id[4:8], "big")
         self.root = Inode(ROOT)
         self.inodes = {ROOT: self.root}
+        self.files: dict[int, Inode] = {}
+        """by index in the manifest"""
         for number, file in enumerate(manifest.files):
             *folders, name = file.path.encode().split(b"/")
             folder = self.root
@@ -34,6 +36,7 @@ class Tree:
                     folder.entries[part] = self._add(Inode(0))
                 folder = folder.entries[part]
             folder.entries[name] = self._add(Inode(0, number, file.size_bytes))
+            self.files[number] = folder.entries[name]
 
     def _add(self, inode: Inode) -> Inode:
         inode.number = self._base + len(self.inodes) + ROOT

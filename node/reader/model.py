@@ -27,6 +27,7 @@ from node.reader import wire
 from node.reader.attachment import Attachment
 from node.reader.session import Session
 from node.reader.source import Source
+from node.statemap import VERIFIED
 
 OPEN_SOURCES = 256  # kept for `Model.read`, each with a descriptor; a model may have 100,000 files
 
@@ -237,8 +238,8 @@ def held_bytes(session: Session) -> int:
             continue
         last = -(-file.size_bytes // size) - 1
         states = session.map.blocks(manifest.chunks_of(number).start, 0, last + 1)
-        total += states.count(1) * size
-        if states[last]:
+        total += states.count(VERIFIED) * size
+        if states[last] == VERIFIED:
             total += file.size_bytes - (last + 1) * size
     return total
 

@@ -65,6 +65,8 @@ class Session:
         """called by the thread; returns in how many seconds it wants to be called again"""
         self.ended: Callable[[], None] = lambda: None
         """called when the attachment has ended, perhaps by the thread"""
+        self.refused: Callable[[int], None] = lambda file: None
+        """called by the thread with each file that is refused from now on"""
         self._refused: dict[int, str] = {}
         self._vouched: set[int] = set()
         self._failures = 0
@@ -144,6 +146,7 @@ class Session:
                 self._vouched.update(files)
             case wire.Refused(file, text):
                 self._refused[file] = text
+                self.refused(file)
             case wire.Failed(text):
                 self._failures, self._failed = self._failures + 1, text
         self._wake()

@@ -7,10 +7,12 @@ Every byte is compared; the nodes are real, the mount is the kernel's. Repeat on
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 from support.cluster import Cluster, Process, hashes, make_model, wait_until
 from support.faulty import FaultyOrigin
 from support.mounts import kill_alone, mount_of, mount_process, start_mounted
+from support.oss_model import ID, SECRET
 from support.programs import build
 from support.slow import Cut, Slow
 
@@ -226,3 +229,47 @@ def test_a_folder_that_holds_something_is_not_mounted_over(one):
     node = one.start_node("a", "--origin", "file:///x", "--mount", str(mount_of(one, "a")))
     assert node.wait() == 2
     assert "is not empty" in node.text
+
+
+def test_a_file_whose_seal_breaks_is_refused_even_where_it_was_read_before(one, oss):
+    """The second reading breaks the seal; a program has read most of the file by then."""
+    source = make_model(one.folder / "source" / "model", 206, {"bad": 3 * MIB, "good": MIB})
+    held, last = threading.Event(), []
+
+    def fault(get) -> None:
+        if get.key.endswith("bad") and get.start + 256 * KIB >= 3 * MIB:
+            last.append(get)
+            if len(last) == 2:
+                held.wait(60)
+
+    server = oss(one.folder / "source", corrupt={"model/bad": MIB + 77}, fault=fault)
+    keys = one.folder / "keys.json"
+    keys.write_text(json.dumps({"AccessKeyId": ID, "AccessKeySecret": SECRET}))
+    one.start_tracker()
+    node, mount = start_mounted(
+        one, "a", "--origin", "oss://models/model/", "--endpoint", server.endpoint, "--region",
+        server.region, "--credentials", str(keys), *CHUNKS,
+    )  # fmt: skip
+    wait_until(lambda: len(last) == 2, "the second reading")
+    wait_until(lambda: node.text.count(f"the model is at {mount}") == 2, "its mount")
+    file = os.open(mount / "bad", os.O_RDONLY)
+    try:
+        assert os.pread(file, 4096, 0) == (source / "bad").read_bytes()[:4096]
+        held.set()
+        wait_until(lambda: (s := one.node_status("a")) and s["seal"] == "broken", "the seal breaks")
+
+        def refused() -> bool:
+            try:
+                os.pread(file, 4096, 0)
+            except OSError as error:
+                return error.errno == errno.EIO
+            return False
+
+        wait_until(refused, "the page cache forgets it, and the node refuses it", 10)
+        for _ in range(12):
+            assert refused(), "from then on"
+        assert "does not match the store's checksum" in node.text
+        assert "is asked for again and again" in node.text
+        assert (mount / "good").read_bytes() == (source / "good").read_bytes()
+    finally:
+        os.close(file)

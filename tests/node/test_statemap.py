@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from node.statemap import COUNTERS, COUNTERS_AT, VERIFIED, StateMap
+from node.statemap import COUNTERS, COUNTERS_AT, MISSING, RELAYED, VERIFIED, StateMap
 
 
 def pair(tmp_path: Path) -> tuple[StateMap, StateMap]:
@@ -77,4 +77,18 @@ def test_a_stale_map_is_retired_when_the_next_one_replaces_it(tmp_path: Path) ->
     path.write_bytes(b"rubbish")
     assert StateMap.create(path, 10, 4).generation == 1
     for one in (first, second):
+        one.close()
+
+
+def test_a_block_that_is_only_relayed_may_not_be_read(tmp_path: Path) -> None:
+    writer, reader = pair(tmp_path)
+    writer.set_chunk(3, 4, VERIFIED)
+    assert reader.find_missing(12, 16) == -1
+    writer.set(3, 2, RELAYED)
+    assert reader.find_missing(12, 16) == 14
+    writer.set(3, 3, MISSING)
+    assert (reader.find_missing(12, 16), reader.find_missing(15, 16)) == (14, 15)
+    writer.set(3, 1, MISSING)
+    assert reader.find_missing(12, 16) == 13
+    for one in (writer, reader):
         one.close()
