@@ -52,8 +52,10 @@ class Limits:
     """before a lease goes back to the tracker, whose other nodes may fare better"""
     rehashes: int = 4
     """chunks hashed at once after a restart"""
-    ahead: int = 64
-    """chunks that wait at peers at most, and a quarter of it comes before more are asked"""
+    ahead: int = 256
+    """chunks ahead of the earliest missing one that wait at peers: they come as they come there"""
+    ahead_batch: int = 16
+    """so many come before more are asked"""
     have_batch: int = 4
     """peers hear of so many chunks together: each alone would wake 50 nodes 50 times"""
     have_delay_s: float = 1.0
@@ -448,12 +450,9 @@ class Swarm:
         """Ask parents for chunks of the window that nobody holds yet."""
         if self._ask_ahead_in > 0 or self._space_at is not None or self.held.complete:
             return
-        self._ask_ahead_in = self._limits.ahead // 4
+        self._ask_ahead_in = self._limits.ahead_batch
         asks: dict[NodeId, list[tuple[int, Chunk, bytes]]] = {}
-        room = self._limits.ahead - len(self._ahead)
-        for chunk in self._picker.window():
-            if room <= 0:
-                break
+        for chunk in self._picker.window(self._limits.ahead):
             if chunk in self._ahead or self._picker.is_held_by_any(chunk):
                 continue
             parent = self._ahead.parent(chunk, self._able)
@@ -461,7 +460,6 @@ class Swarm:
                 request, self._next_request = self._next_request, self._next_request + 1
                 self._ahead.add(Waiting(request, parent, chunk))
                 asks.setdefault(parent, []).append((request, chunk, self.pins.get(chunk, b"")))
-                room -= 1
         self._out += [ev.AskAhead(peer, tuple(some)) for peer, some in asks.items()]
 
     def _ahead_ended(self, request: int) -> Waiting | None:
@@ -484,7 +482,7 @@ class Swarm:
         nodes = sorted([self._node, *(peer.node for peer in self._book.ready())])
         self._ahead.draw(nodes)
         self._ask_ahead_in = 0
-        if len(self.held) < self._limits.ahead:
+        if len(self.held) < self._limits.window:
             for waiting in self._ahead.all():
                 if self._ahead.parent(waiting.chunk, self._able) != waiting.peer:
                     self._wait_no_more(waiting.chunk)
