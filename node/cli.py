@@ -56,6 +56,10 @@ def join(**options: Any) -> None:
     start_logging(config.log_level, config.log_path)
     for warning in warnings:
         logging.getLogger(__name__).warning("%s", warning)
+    if config.mount is not None:
+        from node.mount.prepare import prepare
+
+        prepare(config.mount)
     import trio
 
     from node.daemon import run
@@ -82,12 +86,14 @@ def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, lis
     trackers = tuple(
         parse_address(part.strip(), what="--tracker") for part in options["tracker"].split(",")
     )
+    configuration.check_require_seal(options["require_seal"], options.get("prefetch"))
     model_dir = options["model_dir"]
     origin = options["origin"] or configuration.environment("OSS_PATH")
     config = configuration.JoinConfig(
         trackers=trackers,
         model_dir=model_dir,
-        cache_dir=options["cache_dir"] or configuration.default_cache_dir(model_dir),
+        cache_dir=options["cache_dir"]
+        or configuration.default_cache_dir(model_dir or options["mount"]),
         origin=origin,
         origin_options=_origin_options(options, origin),
         model=options["model"],
@@ -103,6 +109,8 @@ def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, lis
         limits=RateLimits(parse_limit(options["max_upload"]), parse_limit(options["max_download"])),
         replace=options["replace"],
         follow=options["follow"],
+        require_seal=options["require_seal"],
+        mount=options["mount"],
         until_complete=options["until_complete"],
         linger_s=options["linger"],
         report=options["report"],

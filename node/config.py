@@ -44,6 +44,9 @@ class JoinConfig:
     replace: bool = False
     follow: bool = False
     """start the new revision when the object changes at the origin"""
+    require_seal: bool = False
+    """readers get no byte of a file before the store's checksum vouches for it"""
+    mount: Path | None = None
     expire_s: float | None = None
     """how long a reader's cache outlives its last use"""
     until_complete: bool = False
@@ -115,9 +118,40 @@ def default_cache_dir(model_dir: Path | None) -> Path:
       UsageError: there is no model dir either.
     """
     if model_dir is None:
-        raise UsageError("say where the files go: --model-dir DIR (or MODEL_DIR), or --cache-dir")
+        raise UsageError(
+            "say where the files go: --model-dir DIR (or MODEL_DIR), --mount DIR or --cache-dir"
+        )
     resolved = Path(os.path.abspath(model_dir))
     return resolved.parent / f".{resolved.name}.shoal"
+
+
+def reader_socket() -> Path:
+    """The socket of the node that programs of this host read from: `P2P_SOCKET`, else that of the
+    cache dir in `P2P_CACHE_DIR`, else of the one beside `MODEL_DIR`.
+
+    Raises:
+      UsageError: none of them is set.
+    """
+    if given := environment("P2P_SOCKET"):
+        return Path(given)
+    cache, model_dir = environment("P2P_CACHE_DIR"), environment("MODEL_DIR")
+    if not cache and not model_dir:
+        raise UsageError("say which node to read from: P2P_SOCKET=CACHE/reader.sock, or MODEL_DIR")
+    cache_dir = Path(cache) if cache else default_cache_dir(Path(model_dir or ""))
+    return cache_dir / "reader.sock"
+
+
+def check_require_seal(require_seal: bool, prefetch: str | None) -> None:
+    """A file that is only read in part is never sealed.
+
+    Raises:
+      UsageError: both are asked for.
+    """
+    if require_seal and prefetch == "none":
+        raise UsageError(
+            "--require-seal and --prefetch none exclude each other: a file is sealed when all of "
+            "it is here; leave one out"
+        )
 
 
 def is_oss(url: str) -> bool:

@@ -14,9 +14,11 @@ from node import jobs
 from node.adopt import adopt_existing
 from node.allowance import Allowances
 from node.announcer import Announcer
+from node.attach import Attach
 from node.audit import Audit
 from node.config import JoinConfig, Timeouts
 from node.delivery import Delivery
+from node.demand import Demand
 from node.dial import Dialler
 from node.download import Download
 from node.inherit import inherit, remove_older
@@ -103,6 +105,7 @@ class Daemon:
         self.model_dir: ModelDir | None = None
         self.seal: NodeSeal | None = None
         self.delivery: Delivery | None = None
+        self.attach = Attach(config.cache_dir, config.require_seal)
         self.nursery: trio.Nursery
         self.exit_code = 0
         self._replaces = bool(past.manifest_id)
@@ -127,6 +130,13 @@ class Daemon:
                 await self.nursery.start(self._watch_signals)
                 await self.nursery.start(self.peers.serve, listeners)
                 await self.nursery.start(serve_status, config.cache_dir, self.view.commands())
+                await self.nursery.start(self.attach.serve)
+                if config.mount is not None:
+                    from node.mount.keeper import keep_mounted
+
+                    await self.nursery.start(
+                        keep_mounted, config.mount, self.attach.path, config.log_path
+                    )
                 if config.http is not None:
                     from node.metrics import NodeCollector  # 70 ms, for this alone
                     from p2p.web import serve_web
@@ -244,6 +254,9 @@ class Daemon:
         )  # fmt: skip
         self.download.resumed_bytes = 0 if self._replaces else resumed
         self.peers.attach(manifest.id, manifest.chunk_count, swarm.bitfield_for, self._feed, links)
+        self.attach.opened(
+            store.directory, self.seal.seal, self.seal.broken_text, manifest, Demand()
+        )
         self.nursery.start_soon(self.download.run)
         self.nursery.start_soon(self.seal.run)
         self.nursery.start_soon(self.delivery.run)
@@ -332,8 +345,10 @@ class Daemon:
             case messages.OnlyCopies(_, incomplete):
                 if incomplete == 0:
                     self._swarm_done.set()
-            case messages.OriginFailed(text) if not self.report.complete:
-                raise P2PError(text)
+            case messages.OriginFailed(text):
+                self.attach.no_path(text)
+                if not self.report.complete:
+                    raise P2PError(text)
 
     def _joined(self, message: messages.Joined) -> None:
         if self.report.joined_at is None:
@@ -427,6 +442,7 @@ class Daemon:
 
     def _on_file(self, file: int) -> None:
         """It is complete, or the seal has decided about it."""
+        self.attach.settled(file)
         if self.delivery is not None:
             self.delivery.look(file)
         if self.seal is not None and file in self.seal.seal.broken and self.config.until_complete:

@@ -121,6 +121,17 @@ _FILES = (
         metavar="DIR",
         help="Where the files appear, each when complete and verified.",
     ),
+    click.option(
+        "--mount",
+        type=_FILE,
+        metavar="DIR",
+        help="Show all files there at once; reads wait for what is not here yet (FUSE).",
+    ),
+    click.option(
+        "--require-seal",
+        is_flag=True,
+        help="Readers wait until the store's checksum vouches for the file.",
+    ),
     click.option("--replace", is_flag=True, help="Overwrite existing files that differ."),
     click.option(
         "--cache-dir",

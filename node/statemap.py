@@ -16,15 +16,19 @@ Layout of CACHE/<manifest id>/state (little-endian, as the machine is):
       4096     -  one byte a block, at chunk * stride + block: 0 missing, 1 verified, 2 relayed: it
                   matches digests that a peer sent, whose pin is not confirmed: passed on, not read
 
+Who waits on a counter calls futex(2) with FUTEX_WAIT, not private; who changes it wakes all.
+
 One writer a byte: the worker that a chunk was given to. Bytes are plain stores; a reader that sees
 1 may read the block from the cache file.
 """
 
+import ctypes
 import mmap
 import os
 import struct
 from pathlib import Path
 
+from node import futex
 from p2p.errors import StoreError
 from p2p.ids import Chunk
 
@@ -39,6 +43,7 @@ _HEAD = struct.Struct("<8sIIII")
 _COUNTER = struct.Struct("<I")
 
 MISSING, VERIFIED, RELAYED = 0, 1, 2
+_UNREADABLE = (bytes([MISSING]), bytes([RELAYED]))
 
 
 class StateMap:
@@ -47,18 +52,17 @@ class StateMap:
     def __init__(self, path: Path) -> None:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
+        anchor = ctypes.c_char.from_buffer(self._map)
+        self._anchor: ctypes.c_char | None = anchor
+        self._address = ctypes.addressof(anchor)
         magic, version, self.generation, self.chunks, self.stride = _HEAD.unpack_from(self._map)
         if magic != MAGIC or version != VERSION:
             raise StoreError(f"state map {path} is of an unknown version")
 
     @classmethod
     def create(cls, path: Path, chunks: int, stride: int) -> "StateMap":
-        """A map with all blocks missing; an old one of the same path is replaced."""
-        generation = 1
-        if path.exists():
-            data = path.read_bytes()[: _HEAD.size]
-            if len(data) == _HEAD.size and data.startswith(MAGIC):
-                generation = (_HEAD.unpack(data)[2] + 1) & 0xFFFF_FFFF
+        """A map with all blocks missing; an old one of the same path is retired and replaced."""
+        generation = (cls.retire_stale(path) + 1) & 0xFFFF_FFFF
         temporary = path.with_suffix(".new")
         with temporary.open("wb") as file:
             file.write(_HEAD.pack(MAGIC, VERSION, generation, chunks, stride))
@@ -67,6 +71,17 @@ class StateMap:
             os.posix_fallocate(file.fileno(), 0, BODY + chunks * stride)
         temporary.replace(path)
         return cls(path)
+
+    @classmethod
+    def retire_stale(cls, path: Path) -> int:
+        """Tell the readers of a node that was killed; its generation, 0 if there is none."""
+        try:
+            stale = cls(path)
+        except (OSError, ValueError, struct.error, StoreError):  # none, or cut, or of another kind
+            return 0
+        stale.retire()
+        stale.close()
+        return int(stale.generation)
 
     def set(self, chunk: Chunk, block: int, value: int) -> None:
         """Change one block's byte, then wake its counter."""
@@ -101,11 +116,36 @@ class StateMap:
         return bool(_COUNTER.unpack_from(self._map, RETIRED_AT)[0])
 
     def _wake(self, chunk: Chunk) -> None:
-        self._grow(COUNTERS_AT + 4 * (chunk % COUNTERS))
+        at = COUNTERS_AT + 4 * (chunk % COUNTERS)
+        self._grow(at)
+        futex.wake(self._address + at)
+
+    def counter(self, chunk: Chunk) -> int:
+        """The chunk's wake counter: read it, then look at the blocks, then `wait` with it."""
+        return int(_COUNTER.unpack_from(self._map, COUNTERS_AT + 4 * (chunk % COUNTERS))[0])
+
+    def wait(self, chunk: Chunk, seen: int, timeout_s: float) -> None:
+        """Sleep while the chunk's counter is `seen`, at most so long; may return for no reason."""
+        futex.wait(self._address + COUNTERS_AT + 4 * (chunk % COUNTERS), seen, timeout_s)
+
+    def wake_all(self) -> None:
+        """Let everyone who waits look again, though nothing has changed here."""
+        for counter in range(COUNTERS):
+            futex.wake(self._address + COUNTERS_AT + 4 * counter)
 
     def _grow(self, at: int) -> None:
         (count,) = _COUNTER.unpack_from(self._map, at)
         _COUNTER.pack_into(self._map, at, (count + 1) & 0xFFFF_FFFF)
+
+    def find_missing(self, first: int, end: int) -> int:
+        """The first one of the blocks `first` to `end` (not included), counted through the whole
+        map (chunk * stride + block), that may not be read; -1 if all are verified."""
+        limit, found = BODY + end, -1
+        for state in _UNREADABLE:
+            at = self._map.find(state, BODY + first, limit)
+            if at >= 0:
+                limit, found = at, at - BODY
+        return found
 
     def blocks(self, chunk: Chunk, first: int, end: int) -> bytes:
         """The bytes of blocks `first` to `end`, not included."""
@@ -113,5 +153,6 @@ class StateMap:
         return self._map[start + first : start + end]
 
     def close(self) -> None:
-        """Unmap."""
+        """Unmap. Nobody may wait here any more."""
+        self._anchor = None
         self._map.close()

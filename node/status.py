@@ -11,14 +11,13 @@ A request that is not understood is answered with `{"error": "why"}`. Only this 
 
 import contextlib
 import json
-import os
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from node.local import connect, listening
 from p2p.errors import P2PError, UsageError
 
 Command = Callable[[dict[str, Any]], dict[str, Any]]
@@ -26,11 +25,6 @@ Command = Callable[[dict[str, Any]], dict[str, Any]]
 SOCKET_NAME = "node.sock"
 MAX_REQUEST_BYTES = 4096  # a command and a few numbers
 REQUEST_S = 5.0
-
-
-def _short_path(directory: Path, descriptor: int) -> str:
-    """A Unix socket's path has at most 107 bytes: name it through the folder's descriptor."""
-    return f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
 
 
 async def serve_status(
@@ -41,26 +35,16 @@ async def serve_status(
     Args:
       commands: take the request's other fields, and give the answer or raise a P2PError.
     """
-    directory = os.open(cache_dir, os.O_RDONLY | os.O_DIRECTORY)
-    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        (cache_dir / SOCKET_NAME).unlink(missing_ok=True)
-        await listener.bind(_short_path(cache_dir, directory))
-        (cache_dir / SOCKET_NAME).chmod(0o600)
-        listener.listen(16)
 
-        async def serve(stream: trio.SocketStream) -> None:
-            with trio.move_on_after(REQUEST_S), contextlib.suppress(trio.BrokenResourceError):
-                document = answer(commands, await _request(stream))
-                await stream.send_all(json.dumps(document).encode())
-            await trio.aclose_forcefully(stream)
+    async def serve(stream: trio.SocketStream) -> None:
+        with trio.move_on_after(REQUEST_S), contextlib.suppress(trio.BrokenResourceError):
+            document = answer(commands, await _request(stream))
+            await stream.send_all(json.dumps(document).encode())
+        await trio.aclose_forcefully(stream)
 
+    async with listening(cache_dir / SOCKET_NAME, 16) as listener:
         task_status.started()
-        await trio.serve_listeners(serve, [trio.SocketListener(listener)])
-    finally:
-        listener.close()
-        (cache_dir / SOCKET_NAME).unlink(missing_ok=True)
-        os.close(directory)
+        await trio.serve_listeners(serve, [listener])
 
 
 async def _request(stream: trio.SocketStream) -> bytes:
@@ -99,19 +83,11 @@ def ask_node(cache_dir: Path, command: str, **fields: Any) -> dict[str, Any]:
     """
     request = json.dumps({"command": command, **fields}).encode() + b"\n"
     try:
-        directory = os.open(cache_dir, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise P2PError(f"no node runs on cache dir {cache_dir}: {error.strerror}") from error
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(REQUEST_S)
-            connection.connect(_short_path(cache_dir, directory))
+        with connect(cache_dir / SOCKET_NAME, REQUEST_S) as connection:
             connection.sendall(request)
             data = b"".join(iter(lambda: connection.recv(65536), b""))
     except OSError as error:
         raise P2PError(f"no node runs on cache dir {cache_dir}: {error.strerror}") from error
-    finally:
-        os.close(directory)
     document: dict[str, Any] = json.loads(data)
     if "error" in document:
         raise P2PError(f"the node on cache dir {cache_dir} refuses: {document['error']}")

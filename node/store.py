@@ -224,8 +224,9 @@ class ChunkStore:
         return max(0, missing - shutil.disk_usage(self.directory).free)
 
     def close(self) -> None:
-        """Stamp all files and close. The workers must have stopped before."""
+        """Stamp all files, part with the readers and close. The workers must have stopped."""
         if not self.suspects:
             self.stamp(*range(len(self.manifest.files)))
         self._journal.close()
+        self._map.retire()
         self._map.close()

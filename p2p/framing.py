@@ -5,7 +5,10 @@ connection can change hands after any frame without a byte lost: a data connecti
 right after its handshake.
 """
 
+from typing import Generic
+
 from p2p import messages
+from p2p.codec import Codec, S
 from p2p.errors import LocalProtocolError, RemoteProtocolError
 from p2p.messages import Message
 
@@ -15,21 +18,31 @@ MAX_FRAME = 16 * 1024**2  # a manifest of 100,000 files, with room
 
 
 def pack(message: Message) -> bytes:
-    """One frame, ready to send.
+    """One frame of the wire, ready to send.
 
     Raises:
       LocalProtocolError: the message is out of bounds.
     """
-    body = messages.encode(message)
+    return pack_struct(messages.CODEC, message)
+
+
+def pack_struct(codec: Codec[S], message: S) -> bytes:
+    """One frame of any codec.
+
+    Raises:
+      LocalProtocolError: the message is out of bounds.
+    """
+    body = codec.encode(message)
     if len(body) > MAX_FRAME:
         raise LocalProtocolError(f"{message.TYPE} of {len(body)} bytes is more than {MAX_FRAME}")
     return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 
-class FrameReader:
-    """Collects bytes and gives messages. Raise `limit` to `MAX_FRAME` once the peer is known."""
+class StructReader(Generic[S]):
+    """Collects bytes and gives structs of one codec. `limit` is the longest frame, in bytes."""
 
-    def __init__(self, limit: int = MAX_HANDSHAKE_FRAME) -> None:
+    def __init__(self, codec: Codec[S], limit: int) -> None:
+        self._codec = codec
         self.limit = limit
         self._buffer = bytearray()
 
@@ -56,7 +69,7 @@ class FrameReader:
         """Take bytes, as many as came."""
         self._buffer += data
 
-    def next_message(self) -> Message | None:
+    def next_message(self) -> S | None:
         """The next whole message, or None.
 
         Raises:
@@ -67,4 +80,11 @@ class FrameReader:
         end = HEADER_BYTES + int.from_bytes(self._buffer[:HEADER_BYTES], "big")
         body = bytes(self._buffer[HEADER_BYTES:end])
         del self._buffer[:end]
-        return messages.decode(body)
+        return self._codec.decode(body)
+
+
+class FrameReader(StructReader[Message]):
+    """Messages of the wire. Raise `limit` to `MAX_FRAME` once the peer is known."""
+
+    def __init__(self, limit: int = MAX_HANDSHAKE_FRAME) -> None:
+        super().__init__(messages.CODEC, limit)

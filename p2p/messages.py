@@ -4,17 +4,13 @@ A message is a msgpack map: `t` names its type, the other keys are the fields be
 are ignored (a newer peer may send more); an unknown type, a missing field or a value out of bounds
 is a `RemoteProtocolError` that names it. Bulk data never travels in messages: see `dataframe`.
 
-The annotations are the codec: `Annotated[type, limit]`, where the limit is the largest value of an
-int, the largest length of bytes, str or list. Ints are never negative.
+The annotations are the codec: see `codec`.
 """
 
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-import msgpack
-
-from p2p.errors import LocalProtocolError, RemoteProtocolError
+from p2p.codec import Codec, Struct
 from p2p.manifest import MAX_CHUNKS
 
 VERSION_LOWEST = 1
@@ -40,10 +36,8 @@ Seconds = Annotated[float, 10**10]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct):
     """Base of all messages."""
-
-    TYPE: ClassVar[str]
 
 
 # -- the handshake, on every connection -----------------------------------------------------------
@@ -459,125 +453,6 @@ class Ping(Message):
     TYPE: ClassVar[str] = "ping"
 
 
-# -- the codec ------------------------------------------------------------------------------------
-
-Check = Callable[[object], object]
-
-
-def _check(hint: Any) -> Check:
-    """A function that returns a value of `hint`, or raises ValueError saying what is wrong."""
-    limit: int | None = None
-    if get_origin(hint) is Annotated:
-        hint, limit = get_args(hint)[:2]
-    if get_origin(hint) is list:
-        return _list_check(_check(get_args(hint)[0]), limit or 0)
-    if hint is bool:
-        return _typed(bool)
-    if hint is int:
-        return _bounded_int(limit or 0)
-    if hint is float:
-        return _bounded_float(limit or 0)
-    return _bounded_length(hint, limit or 0)
-
-
-def _typed(kind: type) -> Check:
-    def check(value: object) -> object:
-        if not isinstance(value, kind):
-            raise ValueError(f"is {type(value).__name__}, not {kind.__name__}")
-        return value
-
-    return check
-
-
-def _bounded_int(limit: int) -> Check:
-    def check(value: object) -> object:
-        if type(value) is not int or not 0 <= value <= limit:
-            raise ValueError(f"is not a whole number from 0 to {limit}")
-        return value
-
-    return check
-
-
-def _bounded_float(limit: int) -> Check:
-    def check(value: object) -> object:
-        if type(value) not in (int, float) or not 0 <= value <= limit:  # type: ignore[operator]
-            raise ValueError(f"is not a number from 0 to {limit}")
-        return float(value)  # type: ignore[arg-type]
-
-    return check
-
-
-def _bounded_length(kind: type, limit: int) -> Check:
-    def check(value: object) -> object:
-        if not isinstance(value, kind) or len(value) > limit:  # type: ignore[arg-type]
-            raise ValueError(f"is not {kind.__name__} of at most {limit}")
-        return value
-
-    return check
-
-
-def _list_check(item: Check, limit: int) -> Check:
-    def check(value: object) -> object:
-        if not isinstance(value, list | tuple) or len(value) > limit:
-            raise ValueError(f"is not a list of at most {limit}")
-        return [item(element) for element in value]
-
-    return check
-
-
-# `slots=True` makes a second class of each; the later one, by its TYPE, is the real one.
-TYPES: dict[str, type[Message]] = {kind.TYPE: kind for kind in Message.__subclasses__()}
-_CHECKS: dict[type[Message], dict[str, Check]] = {
-    kind: {
-        field.name: _check(get_type_hints(kind, include_extras=True)[field.name])
-        for field in fields(kind)
-    }
-    for kind in TYPES.values()
-}
-_REQUIRED: dict[type[Message], frozenset[str]] = {
-    kind: frozenset(field.name for field in fields(kind) if field.default is MISSING)
-    for kind in TYPES.values()
-}
-
-
-def encode(message: Message) -> bytes:
-    """The msgpack of a message.
-
-    Raises:
-      LocalProtocolError: a field of ours is out of bounds: a bug here.
-    """
-    tree: dict[str, object] = {"t": message.TYPE}
-    for name, check in _CHECKS[type(message)].items():
-        try:
-            tree[name] = check(getattr(message, name))
-        except ValueError as error:
-            raise LocalProtocolError(f"{message.TYPE}.{name} {error}") from error
-    encoded: bytes = msgpack.packb(tree)
-    return encoded
-
-
-def decode(data: bytes | bytearray | memoryview) -> Message:
-    """The message in one frame.
-
-    Raises:
-      RemoteProtocolError: garbage, an unknown type, or a field missing or out of bounds.
-    """
-    try:
-        tree: Any = msgpack.unpackb(data, strict_map_key=True)
-    except Exception as error:  # msgpack raises many types on garbage
-        raise RemoteProtocolError(f"a frame is not msgpack: {type(error).__name__}") from error
-    name = tree.get("t") if isinstance(tree, dict) else None
-    kind = TYPES.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise RemoteProtocolError(f"a frame is of unknown type {name!r:.40}")
-    checks = _CHECKS[kind]
-    if missing := sorted(_REQUIRED[kind] - tree.keys()):
-        raise RemoteProtocolError(f"{kind.TYPE} lacks {missing[0]}")
-    values = {}
-    for key, value in tree.items():
-        if key in checks:
-            try:
-                values[key] = checks[key](value)
-            except ValueError as error:
-                raise RemoteProtocolError(f"{kind.TYPE}.{key} {error}") from error
-    return kind(**values)
+CODEC = Codec(Message)
+TYPES = CODEC.types
+encode, decode = CODEC.encode, CODEC.decode

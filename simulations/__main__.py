@@ -167,6 +167,17 @@ def workers(size: str, runs: int, json_file: Path | None) -> None:
     measure(size, runs, json_file)
 
 
+@bench.command()
+@click.option("--size", default="512MiB", show_default=True, metavar="SIZE")
+@click.option("--runs", type=click.IntRange(1, 100), default=7, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def read(size: str, runs: int, json_file: Path | None) -> None:
+    """Python and the mount on a model that is here, beside os.pread and a bare mount of pyfuse3."""
+    from simulations.bench.read import measure
+
+    measure(size, runs, json_file)
+
+
 @bench.command("hash")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
 def hash_(json_file: Path | None) -> None:

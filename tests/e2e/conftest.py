@@ -1,6 +1,7 @@
 """A cluster in a temporary folder for each end-to-end test, with 0 and with 2 workers."""
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ def folder() -> Iterator[Path]:
     roomy = shm.is_dir() and shutil.disk_usage(shm).free > 12 * 1024**3
     path = Path(tempfile.mkdtemp(prefix="shoal-test-", dir=shm if roomy else None))
     yield path
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if (point := line.split()[4]).startswith(f"{path}/"):  # of a node that was killed
+            subprocess.run(["umount", "-l", point], check=True)
     shutil.rmtree(path, ignore_errors=True)
 
 

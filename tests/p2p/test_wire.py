@@ -7,6 +7,7 @@ byte; the handshake is played between its two machines, honest and not.
 import contextlib
 import dataclasses
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +73,7 @@ def read(data: bytes) -> None:
 def test_a_field_out_of_bounds_is_named_on_both_sides():
     with pytest.raises(LocalProtocolError, match=r"lease_failed\.text"):
         messages.encode(messages.LeaseFailed(1, "x" * 5000, False))
-    good = messages.msgpack.unpackb(messages.encode(messages.LeaseFailed(1, "x", False)))
+    good = msgpack.unpackb(messages.encode(messages.LeaseFailed(1, "x", False)))
     for change, words in [
         ({"chunk": -1}, "lease_failed.chunk"),
         ({"chunk": True}, "lease_failed.chunk"),
@@ -82,15 +83,15 @@ def test_a_field_out_of_bounds_is_named_on_both_sides():
         ({"t": "nonsense"}, "unknown type"),
     ]:
         with pytest.raises(RemoteProtocolError, match=words):
-            messages.decode(messages.msgpack.packb({**good, **change}))
+            messages.decode(msgpack.packb({**good, **change}))
     del good["chunk"]
     with pytest.raises(RemoteProtocolError, match="lacks chunk"):
-        messages.decode(messages.msgpack.packb(good))
+        messages.decode(msgpack.packb(good))
 
 
 def test_an_unknown_key_of_a_newer_peer_is_ignored():
-    tree = messages.msgpack.unpackb(messages.encode(messages.Ping()))
-    assert messages.decode(messages.msgpack.packb({**tree, "colour": "red"})) == messages.Ping()
+    tree = msgpack.unpackb(messages.encode(messages.Ping()))
+    assert messages.decode(msgpack.packb({**tree, "colour": "red"})) == messages.Ping()
 
 
 def test_before_authentication_a_long_frame_is_refused_by_its_length_alone():

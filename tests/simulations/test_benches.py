@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from simulations.bench import fetch, hash, peer, store, workers
+from simulations.bench import fetch, hash, peer, read, store, workers
 
 MACHINE = {"machine", "cores", "python", "kernel", "load", "command", "bench"}
 
@@ -84,3 +84,11 @@ def test_a_size_that_does_not_fit_is_refused_before_anything_starts():
         peer.measure("1024TiB", 1, None, None)
     with pytest.raises(SystemExit, match="size"):
         workers.measure("much", 1, None)
+
+
+def test_read_compares_python_and_the_mount_with_the_least_that_they_can_cost(written):
+    result, printed = written(read.measure, "4MiB", 1)
+    assert set(result["ratios"]) == {"readinto", "read (a view)", "dd, ours", "populated, ours"}
+    for rates in result["gb_per_s"].values():
+        assert all(rate > 0 for rate in rates)
+    assert "bench read --size 4MiB --runs 1" in printed
