@@ -26,7 +26,8 @@ class JoinConfig:
     model: str | None = None
     listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 0),)
     advertise: tuple[tuple[str, int], ...] = ()
-    """empty: what is listened on; of a wildcard, all of `source_ips` with its port"""
+    """empty: what is listened on; of a wildcard, all of `source_ips` with its port, or the address
+    that the tracker is reached from"""
     http: tuple[str, int] | None = None
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     block_bytes: int = DEFAULT_BLOCK_BYTES

@@ -155,13 +155,13 @@ class Daemon:
         origin.audit = self.audit
         return origin
 
-    def _join(self) -> messages.Join:
+    def _join(self, local_ip: str) -> messages.Join:
         manifest = self.manifest or self._manifest_on_disk()
         url = self.origin.url if self.origin else ""
         return messages.Join(
             self.config.model or (default_model(url) if url else ""),
             url,
-            self.peers.advertised,
+            self.peers.reached_from(local_ip),
             manifest.encode() if manifest else b"",
             self.confirmed and self.manifest is not None,
             self.config.chunk_bytes,

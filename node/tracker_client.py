@@ -8,6 +8,7 @@ from typing import Protocol
 import trio
 
 from node.config import Timeouts
+from node.dial import local_ip
 from node.peers import FAILURES
 from p2p import connection, messages
 from p2p.connection import FrameStream
@@ -39,7 +40,8 @@ class TrackerClient:
     """One session at a time, with the first tracker of the list that answers.
 
     Args:
-      join: builds the `Join` that starts a session.
+      join: builds the `Join` that starts a session, given our address as the tracker is reached
+        from it.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class TrackerClient:
         trackers: tuple[tuple[str, int], ...],
         node: NodeId,
         token: bytes,
-        join: Callable[[], Message],
+        join: Callable[[str], Message],
         handler: Handler,
         timeouts: Timeouts,
     ) -> None:
@@ -133,7 +135,7 @@ class TrackerClient:
         try:
             frames.unbounded()
             self._outbox = Outbox()
-            self._outbox.put(self._join())
+            self._outbox.put(self._join(local_ip(frames.stream.socket)))
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._outbox.run, frames)
