@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODES ?= 4
 MODEL ?=
+CLUSTER ?= --nodes 8 --size 256MiB
+BASE_IMAGE ?=
 
-.PHONY: demo test check lock bench clean
+.PHONY: demo test check lock bench cluster image base-image wheelhouse clean
 
 $(VENV)/ready: pyproject.toml requirements/lock.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,10 +23,27 @@ $(VENV)/model: $(VENV)/ready
 demo: $(if $(MODEL),$(VENV)/ready,$(VENV)/model)
 	$(BIN)/python -m simulations demo --nodes $(NODES) $(if $(MODEL),--model "$(MODEL)")
 
+# The base comes from a registry, or where none can be reached from the distribution's packages.
+image: $(VENV)/ready
+	$(BIN)/python -m simulations images build $(if $(BASE_IMAGE),--base-image "$(BASE_IMAGE)")
+
+base-image: $(VENV)/ready
+	$(BIN)/python -m simulations images base
+
+wheelhouse: $(VENV)/ready
+	$(BIN)/python -m simulations images wheelhouse
+
+cluster: image
+	$(BIN)/python -m simulations cluster $(CLUSTER)
+
+deploy/token:
+	$(PYTHON) -c 'import secrets; print(secrets.token_hex(32))' > $@
+
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/Dockerfile deploy/origin.Dockerfile
 
 test: check
 	$(BIN)/python -m pytest
@@ -37,6 +56,7 @@ lock:
 	.venv-lock/bin/python -m pip install --quiet pip-tools
 	.venv-lock/bin/pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--extra test --extra dev --extra bench --output-file requirements/lock.txt pyproject.toml
+	sed -i '/^shoal @ /d' requirements/lock.txt
 	rm -r .venv-lock
 
 clean:

@@ -74,7 +74,7 @@ class Timeouts:
     ping_s: float = 2.0
     """a silent control session says that it lives so often"""
     silence_s: float = 8.0
-    """four pings lost: the peer is gone or stopped"""
+    """four pings lost: the peer is gone or stopped; as long without a confirmation: the tracker"""
     heartbeat_s: float = 0.5
     """a lease ends 2 s after its last progress (design): four chances to report some"""
     idle_heartbeat_s: float = 2.0

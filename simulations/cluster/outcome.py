@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from p2p.units import format_size
+from p2p.units import MIB, format_size
 from simulations.bench.processes import console
 from simulations.cluster.case import ClusterCase
 
@@ -16,11 +16,12 @@ class NodeOutcome:
     happened to it in between; None if it was killed for good.
 
     Bytes are of all its runs; of a killed run what was last heard. `resumed_bytes` are those that
-    the last run found on its disk.
+    the last run found on its disk; `fault` is empty where there was none.
     """
 
     name: str
-    history: list[str]
+    fault: str
+    fault_at: float | None
     seconds: float | None = None
     origin_bytes: int = 0
     peer_bytes: int = 0
@@ -79,19 +80,17 @@ class Outcome:
 
     def show(self) -> None:
         """A row a node, and the figures."""
-        table = Table("node", "seconds", "from origin", "from peers", "served", "resumed", "CPU s",
-                      "SHA-256", "what happened")  # fmt: skip
+        table = Table("node", "seconds", "origin", "peers", "served", "resumed", "CPU s", "SHA-256",
+                      "fault", caption="bytes in MiB")  # fmt: skip
         for node in self.nodes:
-            told = ", ".join(node.history)
+            moved = [node.origin_bytes, node.peer_bytes, node.served_bytes, node.resumed_bytes]
+            mib = [f"{count / MIB:.1f}" for count in moved]
             if node.seconds is None:
-                table.add_row(node.name, "", format_size(node.origin_bytes),
-                              format_size(node.peer_bytes), "", "", "", "", told)  # fmt: skip
+                table.add_row(node.name, "", *mib[:2], "", "", "", "", node.fault)
                 continue
             table.add_row(
-                node.name, f"{node.seconds:.2f}", format_size(node.origin_bytes),
-                format_size(node.peer_bytes), format_size(node.served_bytes),
-                format_size(node.resumed_bytes), f"{node.cpu_s:.2f}",
-                "equal" if node.verified else "DIFFERS", told,
+                node.name, f"{node.seconds:.2f}", *mib, f"{node.cpu_s:.2f}",
+                "equal" if node.verified else "DIFFERS", node.fault,
             )  # fmt: skip
         console.print(table)
         one = self.figures()

@@ -186,7 +186,6 @@ class Run:
             if not done:
                 continue
             say(f"{node.name}: {done}")
-            node.history.append(done)
             node.container.reload()
             if node.fault.over:
                 if node.fault.kind == "kill":
@@ -220,9 +219,10 @@ class Run:
         )  # fmt: skip
 
     def _node_outcome(self, node: ClusterNode, started_at: float) -> NodeOutcome:
+        fault = node.fault
         outcome = NodeOutcome(
-            node.name, node.history, origin_bytes=node.past_origin_bytes,
-            peer_bytes=node.past_peer_bytes,
+            node.name, fault.kind if fault else "", fault.came_at if fault else None,
+            origin_bytes=node.past_origin_bytes, peer_bytes=node.past_peer_bytes,
         )  # fmt: skip
         if node.lost:
             outcome.origin_bytes += node.origin_bytes

@@ -4,7 +4,7 @@ The tracker's status tells all nodes' progress with one request. Only a node who
 come is asked itself, and often: the tracker hears of its progress twice a second.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -40,7 +40,6 @@ class ClusterNode:
     leases: int = 0
     done: bool = False
     asked_at: float = 0.0
-    history: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
