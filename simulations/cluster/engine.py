@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ class Project:
         label: Filters = {"label": f"{PROJECT}={self.name}"}
         containers = self.client.containers.list(all=True, sparse=True, filters=label)
         if containers:
-            return [lambda one=one: one.remove(force=True, v=True) for one in containers]  # type: ignore[misc]
+            return [partial(one.remove, force=True, v=True) for one in containers]
         found: Iterable[Any] = self.client.networks.list(filters=label)
         return [one.remove for one in [*found, *self.client.volumes.list(filters=label)]]
 
