@@ -78,7 +78,7 @@ def _find_base(client: "docker.DockerClient") -> str:
         with console.status(f"pulling {PUBLIC_BASE}"):
             client.images.pull(PUBLIC_BASE)
     except DockerException as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join((getattr(error, "explanation", None) or str(error)).split())
         console.print(f"{PUBLIC_BASE} cannot be pulled ({reason})", soft_wrap=True, highlight=False)
     else:
         return PUBLIC_BASE

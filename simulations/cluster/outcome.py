@@ -80,16 +80,16 @@ class Outcome:
 
     def show(self) -> None:
         """A row a node, and the figures."""
-        table = Table("node", "seconds", "origin", "peers", "served", "resumed", "CPU s", "SHA-256",
-                      "fault", caption="bytes in MiB")  # fmt: skip
+        table = Table("node", "seconds", "origin", "peers", "served", "resumed", "copy", "fault",
+                      caption="bytes in MiB")  # fmt: skip
         for node in self.nodes:
             moved = [node.origin_bytes, node.peer_bytes, node.served_bytes, node.resumed_bytes]
             mib = [f"{count / MIB:.1f}" for count in moved]
             if node.seconds is None:
-                table.add_row(node.name, "", *mib[:2], "", "", "", "", node.fault)
+                table.add_row(node.name, "", *mib[:2], "", "", "", node.fault)
                 continue
             table.add_row(
-                node.name, f"{node.seconds:.2f}", *mib, f"{node.cpu_s:.2f}",
+                node.name, f"{node.seconds:.2f}", *mib,
                 "equal" if node.verified else "DIFFERS", node.fault,
             )  # fmt: skip
         console.print(table)

@@ -34,8 +34,6 @@ def shape(pid: int, mbit: float) -> None:
       NetError: a command failed.
     """
     inside = ("nsenter", "--target", str(pid), "--net")
-    setting = "/proc/sys/net/ipv4/tcp_congestion_control"
-    sh(*inside, "sh", "-c", f"echo {CONGESTION} > {setting}")
     outer = {one["ifindex"]: one["ifname"] for one in _links(())}
     for link in _links(inside):
         if link["ifname"] == "lo":
@@ -43,6 +41,7 @@ def shape(pid: int, mbit: float) -> None:
         far = outer.get(link.get("link_index"))
         if far is None:
             raise NetError(f"{link['ifname']} of process {pid} has no other end on this machine")
+        _control_congestion(inside, link["ifname"])
         _limit((*inside, "tc"), link["ifname"], mbit)
         _limit(("tc",), far, mbit)
 
@@ -50,6 +49,14 @@ def shape(pid: int, mbit: float) -> None:
 def _links(prefix: tuple[str, ...]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(sh(*prefix, "ip", "-j", "link", "show"))
     return found
+
+
+def _control_congestion(inside: tuple[str, ...], device: str) -> None:
+    """By the route, as in the lab: a namespace may not choose every algorithm as its default."""
+    shown = sh(*inside, "ip", "-j", "-4", "route", "show", "dev", device, "scope", "link")
+    for route in json.loads(shown):
+        way = (route["dst"], "dev", device, "scope", "link", "src", route["prefsrc"])
+        sh(*inside, "ip", "route", "replace", *way, "congctl", CONGESTION)
 
 
 def _limit(tc: tuple[str, ...], device: str, mbit: float) -> None:

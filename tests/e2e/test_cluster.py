@@ -94,8 +94,8 @@ def test_every_copy_is_verified_no_process_is_root_and_the_secret_is_none(images
         assert len(kept) == 5
         token = next(Path(tempfile.gettempdir()).glob("shoal-cluster-*/token"))
         for container in kept:
-            top = container.top(ps_args="-o uid,args")
-            assert all(row[0] != "0" for row in top["Processes"]), top
+            top = container.top(ps_args="-eo pid,uid,args")
+            assert all(row[1] != "0" for row in top["Processes"]), top
             assert token.read_text() not in json.dumps([container.attrs, top])
         healthy = [one for one in kept if one.attrs["State"]["Health"]["Status"] == "healthy"]
         assert len(healthy) >= 2, "the tracker and the origin, for which the nodes waited"
