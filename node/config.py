@@ -74,7 +74,10 @@ class Timeouts:
     ping_s: float = 2.0
     """a silent control session says that it lives so often"""
     silence_s: float = 8.0
-    """four pings lost: the peer is gone or stopped; as long without a confirmation: the tracker"""
+    """four pings lost: the peer is gone or stopped"""
+    tracker_silence_s: float = 11.0
+    """no heartbeat is confirmed: later than silent peers are given up, within 8 to 10 s, so that it
+    is known by then whether it is this node that is cut off"""
     heartbeat_s: float = 0.5
     """a lease ends 2 s after its last progress (design): four chances to report some"""
     idle_heartbeat_s: float = 2.0

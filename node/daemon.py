@@ -16,6 +16,7 @@ from node.allowance import Allowances
 from node.announcer import Announcer
 from node.audit import Audit
 from node.config import JoinConfig, Timeouts
+from node.cutoff import tell_lost
 from node.delivery import Delivery
 from node.dial import Dialler
 from node.download import Download
@@ -302,7 +303,9 @@ class Daemon:
         """The session ended."""
         self.announcer.forget()
         self.allowances.lost(trio.current_time())
-        self._feed(events.TrackerLost())
+        self.nursery.start_soon(
+            tell_lost, lambda: self.tracker.connected, lambda: self.view.cut_off, self._feed
+        )
 
     def tracker_message(self, message: messages.Message) -> None:
         """One message of the tracker."""

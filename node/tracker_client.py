@@ -108,7 +108,7 @@ class TrackerClient:
             frames = FrameStream(await trio.open_tcp_stream(*self._trackers[rank]))
         # Heartbeats go out all the time: when none is confirmed for so long, the tracker's host or
         # the way to it is gone, and the kernel by itself would try for a quarter of an hour.
-        limit_ms = int(self._timeouts.silence_s * 1000)
+        limit_ms = int(self._timeouts.tracker_silence_s * 1000)
         frames.stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
         hello = Hello("node", VERSION_LOWEST, VERSION_HIGHEST, self._node, os.urandom(NONCE_BYTES))
         try:

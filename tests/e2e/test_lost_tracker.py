@@ -39,6 +39,6 @@ def test_a_node_gives_up_a_tracker_whose_cable_is_pulled_and_finds_the_next(fold
         cable.unplug()
         begin = time.monotonic()
         wait_until(lambda: "joined" in other.read_text(), "the next tracker", 30)
-        limit_s = Timeouts().silence_s + Timeouts().tracker_connect_s
+        limit_s = Timeouts().tracker_silence_s + Timeouts().tracker_connect_s
         assert time.monotonic() - begin < limit_s + 4, "two heartbeats, to be sure"
         assert "tracker session ended tracker=10.77.1.1:7070" in log.read_text()
