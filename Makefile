@@ -38,6 +38,7 @@ cluster: image
 
 deploy/token:
 	$(PYTHON) -c 'import secrets; print(secrets.token_hex(32))' > $@
+	chmod 444 $@  # a secret has its file's mode in the container, where another user reads it
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
