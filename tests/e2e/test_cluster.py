@@ -119,7 +119,7 @@ def test_a_cluster_comes_through_kills_a_pause_a_pulled_cable_and_a_new_tracker(
     assert "tracker: restart" in said
     for node in nodes[4:]:
         assert node["resumed_bytes"] >= 256 * MIB * 0.4, "a restarted node begins anew"
-    # 1.000 to 1.008 on a quiet machine; what only absent nodes hold is read again, on a busy one more
+    # 1.000 to 1.008 on a quiet machine; on a busy one more of what absent nodes hold is read again
     assert figures["figures"]["origin_nginx"] <= 1.1
 
 
