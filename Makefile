@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODES ?= 4
 MODEL ?=
+CLUSTER ?= --nodes 8 --size 256MiB
+BASE_IMAGE ?=
 
-.PHONY: demo test test-llama test-torch check lock bench clean
+.PHONY: demo test test-llama test-torch check lock bench cluster image base-image wheelhouse clean
 
 $(VENV)/ready: pyproject.toml requirements/lock.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,10 +35,28 @@ $(VENV)/torch: $(VENV)/model
 demo: $(if $(MODEL),$(VENV)/ready,$(VENV)/model)
 	$(BIN)/python -m simulations demo --nodes $(NODES) $(if $(MODEL),--model "$(MODEL)")
 
+# The base comes from a registry, or where none can be reached from the distribution's packages.
+image: $(VENV)/ready
+	$(BIN)/python -m simulations images build $(if $(BASE_IMAGE),--base-image "$(BASE_IMAGE)")
+
+base-image: $(VENV)/ready
+	$(BIN)/python -m simulations images base
+
+wheelhouse: $(VENV)/ready
+	$(BIN)/python -m simulations images wheelhouse
+
+cluster: image
+	$(BIN)/python -m simulations cluster $(CLUSTER)
+
+deploy/token:
+	$(PYTHON) -c 'import secrets; print(secrets.token_hex(32))' > $@
+	chmod 444 $@  # a secret has its file's mode in the container, where another user reads it
+
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/Dockerfile deploy/origin.Dockerfile
 
 test: check
 	$(BIN)/python -m pytest

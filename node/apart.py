@@ -14,6 +14,7 @@ import trio
 
 from node import jobs
 from node.audit import start_logging
+from node.heap import settle
 from node.pinning import pin_near
 from node.throttle import Meter
 from node.worker import Arrival, Worker, WorkerSettings
@@ -67,6 +68,7 @@ class Pipe:
 async def _process(descriptor: int, settings: WorkerSettings, meter: Meter) -> None:
     pipe = Pipe(socket.socket(fileno=descriptor))
     worker = Worker(pipe.send, settings, meter)
+    settle()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pipe.write)
         await worker.run(pipe.arrivals())

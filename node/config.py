@@ -26,7 +26,8 @@ class JoinConfig:
     model: str | None = None
     listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 0),)
     advertise: tuple[tuple[str, int], ...] = ()
-    """empty: what is listened on; of a wildcard, all of `source_ips` with its port"""
+    """empty: what is listened on; of a wildcard, all of `source_ips` with its port, or the address
+    that the tracker is reached from"""
     http: tuple[str, int] | None = None
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     block_bytes: int = DEFAULT_BLOCK_BYTES
@@ -81,6 +82,9 @@ class Timeouts:
     """a silent control session says that it lives so often"""
     silence_s: float = 8.0
     """four pings lost: the peer is gone or stopped"""
+    tracker_silence_s: float = 11.0
+    """no heartbeat is confirmed: later than silent peers are given up, within 8 to 10 s, so that it
+    is known by then whether it is this node that is cut off"""
     heartbeat_s: float = 0.5
     """a lease ends 2 s after its last progress (design): four chances to report some"""
     idle_heartbeat_s: float = 2.0

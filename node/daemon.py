@@ -17,6 +17,7 @@ from node.announcer import Announcer
 from node.attach import Attach
 from node.audit import Audit
 from node.config import JoinConfig, Timeouts
+from node.cutoff import tell_lost
 from node.delivery import Delivery
 from node.demand import Demand
 from node.dial import Dialler
@@ -167,13 +168,13 @@ class Daemon:
         origin.audit = self.audit
         return origin
 
-    def _join(self) -> messages.Join:
+    def _join(self, local_ip: str) -> messages.Join:
         manifest = self.manifest or self._manifest_on_disk()
         url = self.origin.url if self.origin else ""
         return messages.Join(
             self.config.model or (default_model(url) if url else ""),
             url,
-            self.peers.advertised,
+            self.peers.reached_from(local_ip),
             manifest.encode() if manifest else b"",
             self.confirmed and self.manifest is not None,
             self.config.chunk_bytes,
@@ -324,7 +325,9 @@ class Daemon:
         """The session ended."""
         self.announcer.forget()
         self.allowances.lost(trio.current_time())
-        self._feed(events.TrackerLost())
+        self.nursery.start_soon(
+            tell_lost, lambda: self.tracker.connected, lambda: self.view.cut_off, self._feed
+        )
 
     def tracker_message(self, message: messages.Message) -> None:
         """One message of the tracker."""

@@ -26,7 +26,7 @@ def interface_of(ip: str) -> str:
     return _interface6(ip) if ":" in ip else _interface4(ip)
 
 
-def local_ip(sock: socket.socket) -> str:
+def local_ip(sock: socket.socket | trio.socket.SocketType) -> str:
     """The address at our end of a connection; empty if it has none (a Unix socket)."""
     try:
         name = sock.getsockname()

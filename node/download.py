@@ -16,6 +16,7 @@ import trio
 from node import jobs
 from node.allowance import Allowances
 from node.audit import Audit
+from node.heap import settle
 from node.http_get import CHANGED
 from node.links import Links
 from node.origins.base import Origin
@@ -115,6 +116,7 @@ class Download:
     async def run(self) -> None:
         """Take the workers' reports and watch the swarm's deadlines until cancelled."""
         self._pool.listen(self._reported)
+        settle()
         try:
             await self._watch_deadlines()
         finally:

@@ -33,7 +33,7 @@ _SWARM = (
         multiple=True,
         metavar="HOST:PORT",
         help="What peers are told to dial; may be repeated [default: what is listened on; of "
-        "0.0.0.0 the source addresses].",
+        "0.0.0.0 the source addresses, or the one that the tracker is reached from].",
     ),
     click.option(
         "--token-file",

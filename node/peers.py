@@ -104,6 +104,8 @@ class Peers:
         self._nursery: trio.Nursery | None = None
         self._poller = Poller()
         self.links: Links | None = None
+        self._given: tuple[tuple[str, int], ...] = ()
+        self._bound: list[tuple[str, int]] = []
         self.advertised: list[str] = []
 
     async def listen(
@@ -122,11 +124,22 @@ class Peers:
             except OSError as error:
                 text = error.strerror or str(error)
                 raise P2PError(f"cannot listen on {format_address(host, port)}: {text}") from error
-        bound = [listener.socket.getsockname()[:2] for listener in found]
-        advertised = to_advertise(advertise, bound, self._source_ips)
-        check_exposure([host for host, _ in (*bound, *advertised)], self._token)
-        self.advertised = [format_address(*address) for address in advertised]
+        self._given = tuple(advertise)
+        self._bound = [listener.socket.getsockname()[:2] for listener in found]
+        check_exposure([host for host, _ in (*self._bound, *self._given)], self._token)
+        self._advertise(self._source_ips)
         return found
+
+    def reached_from(self, ip: str) -> list[str]:
+        """What peers are told to dial, now that a tracker is reached from this address of ours: it
+        stands for a wildcard if no source address does. It may be another one each time, in a
+        container that is connected again."""
+        self._advertise(self._source_ips or (ip,))
+        return self.advertised
+
+    def _advertise(self, ips: Iterable[str]) -> None:
+        found = to_advertise(self._given, self._bound, ips)
+        self.advertised = [format_address(*address) for address in found]
 
     def attach(
         self,
@@ -353,17 +366,17 @@ class Peers:
 def to_advertise(
     given: Iterable[tuple[str, int]],
     bound: Iterable[tuple[str, int]],
-    source_ips: Iterable[str],
+    ips: Iterable[str],
 ) -> list[tuple[str, int]]:
     """What peers are told to dial: what was given, else what is listened on.
 
-    Of a wildcard the source addresses of its family are told, if there are any.
+    Of a wildcard the addresses in `ips` of its family are told, if there are any.
     """
     found = list(given)
     if not found:
         for host, port in bound:
             wild = ip_address(host).is_unspecified
-            same = [ip for ip in source_ips if (":" in ip) == (":" in host)]
+            same = [ip for ip in ips if (":" in ip) == (":" in host)]
             found += [(ip, port) for ip in same] if wild and same else [(host, port)]
     return list(dict.fromkeys(found))[:MAX_ADDRESSES]
 

@@ -2,12 +2,14 @@
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
 import trio
 
 from node.config import Timeouts
+from node.dial import local_ip
 from node.peers import FAILURES
 from p2p import connection, messages
 from p2p.connection import FrameStream
@@ -39,7 +41,8 @@ class TrackerClient:
     """One session at a time, with the first tracker of the list that answers.
 
     Args:
-      join: builds the `Join` that starts a session.
+      join: builds the `Join` that starts a session, given our address as the tracker is reached
+        from it.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class TrackerClient:
         trackers: tuple[tuple[str, int], ...],
         node: NodeId,
         token: bytes,
-        join: Callable[[], Message],
+        join: Callable[[str], Message],
         handler: Handler,
         timeouts: Timeouts,
     ) -> None:
@@ -103,6 +106,10 @@ class TrackerClient:
         """An authenticated connection with one tracker of the list."""
         with trio.fail_after(self._timeouts.tracker_connect_s):
             frames = FrameStream(await trio.open_tcp_stream(*self._trackers[rank]))
+        # Heartbeats go out all the time: when none is confirmed for so long, the tracker's host or
+        # the way to it is gone, and the kernel by itself would try for a quarter of an hour.
+        limit_ms = int(self._timeouts.tracker_silence_s * 1000)
+        frames.stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
         hello = Hello("node", VERSION_LOWEST, VERSION_HIGHEST, self._node, os.urandom(NONCE_BYTES))
         try:
             answer = await connection.dial(frames, self._token, hello)
@@ -133,7 +140,7 @@ class TrackerClient:
         try:
             frames.unbounded()
             self._outbox = Outbox()
-            self._outbox.put(self._join())
+            self._outbox.put(self._join(local_ip(frames.stream.socket)))
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._outbox.run, frames)

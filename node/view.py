@@ -61,6 +61,14 @@ class View:
         """Body bytes received from the origin in this run."""
         return max(0, self.pool.totals().origin_bytes - self.adopted.read_bytes)
 
+    @property
+    def cut_off(self) -> bool:
+        """Not one peer is left, though there were some."""
+        totals = self.pool.totals()
+        if self.download is None or not (totals.peer_bytes or totals.served_bytes):
+            return False
+        return self.download.swarm.statistics().peers == 0
+
     def write_report(self) -> None:
         """Bring the report up to date and write it, if a file was named."""
         report, totals, past = self.report, self.pool.totals(), self._past

@@ -182,13 +182,19 @@ class Picker:
         self._state[chunk] = state
         self._first = 0 if state == MISSING else self._first
 
-    def window(self) -> list[Chunk]:
-        """The missing chunks of the window, not those in flight, the most wanted first."""
+    def window(self, size: int | None = None) -> list[Chunk]:
+        """The missing chunks of the window, not those in flight, the most wanted first.
+
+        Args:
+          size: of another window than the usual one.
+        """
         state, order, first = self._state, self._order, self._first
         while first < len(order) and state[order[first]] >= HELD:
             first += 1
         self._first = first
-        return [chunk for chunk in order[first : first + self._window] if not state[chunk]]
+        return [
+            chunk for chunk in order[first : first + (size or self._window)] if not state[chunk]
+        ]
 
     def ahead(self, cursors: list[Chunk], most: int) -> list[Chunk]:
         """Missing chunks from each of these places on."""

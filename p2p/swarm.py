@@ -54,8 +54,10 @@ class Limits:
     """before a lease goes back to the tracker, whose other nodes may fare better"""
     rehashes: int = 4
     """chunks hashed at once after a restart"""
-    ahead: int = 64
-    """chunks that wait at peers at most, and a quarter of it comes before more are asked"""
+    ahead: int = 256
+    """chunks ahead of the earliest missing one that wait at peers: they come as they come there"""
+    ahead_batch: int = 16
+    """so many come before more are asked"""
     have_batch: int = 4
     """peers hear of so many chunks together: each alone would wake 50 nodes 50 times"""
     have_delay_s: float = 1.0
@@ -490,12 +492,9 @@ class Swarm:
             return
         if self.reading.on_demand:
             return
-        self._ask_ahead_in = self._limits.ahead // 4
+        self._ask_ahead_in = self._limits.ahead_batch
         asks: dict[NodeId, list[tuple[int, Chunk, bytes]]] = {}
-        room = self._limits.ahead - len(self._ahead)
-        for chunk in self._picker.window():
-            if room <= 0:
-                break
+        for chunk in self._picker.window(self._limits.ahead):
             if chunk in self._ahead or self._picker.is_held_by_any(chunk):
                 continue
             parent = self._ahead.parent(chunk, self._able)
@@ -503,7 +502,6 @@ class Swarm:
                 request = self._new_request()
                 self._ahead.add(Waiting(request, parent, chunk))
                 asks.setdefault(parent, []).append((request, chunk, self.pins.get(chunk, b"")))
-                room -= 1
         self._out += [ev.AskAhead(peer, tuple(some)) for peer, some in asks.items()]
 
     def _ahead_ended(self, request: int) -> Waiting | None:
@@ -526,7 +524,7 @@ class Swarm:
         peers = [peer.node for peer in self._book.ready() if not peer.on_demand]
         self._ahead.draw(sorted([self._node, *peers]))
         self._ask_ahead_in = 0
-        if len(self.held) < self._limits.ahead:
+        if len(self.held) < self._limits.window:
             for waiting in self._ahead.all():
                 if self._ahead.parent(waiting.chunk, self._able) != waiting.peer:
                     self._wait_no_more(waiting.chunk)

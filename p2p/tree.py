@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from p2p.ids import Chunk, NodeId
 
-ROTATIONS = 64
+ROTATIONS = 16
 ARITY = 2
 
 

@@ -1,4 +1,4 @@
-"""`python -m simulations demo`, `netlab`, `protocol` and `bench ...`."""
+"""`python -m simulations demo`, `netlab`, `cluster`, `images`, `protocol` and `bench ...`."""
 
 import shlex
 import sys
@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from simulations.case import Case
+    from simulations.cluster.case import ClusterCase
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,6 +109,134 @@ def netlab(json_file: Path | None, **options: Any) -> None:
     from simulations.bench.swarm import measure
 
     measure(case_of(**options), 1, (), repeating("netlab"), json_file)
+
+
+@main.command()
+@click.option("--nodes", type=click.IntRange(1, 64), default=8, show_default=True)
+@click.option("--size", default="256MiB", show_default=True, metavar="SIZE")
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Instead of a file of random bytes.",
+)
+@click.option(
+    "--rate",
+    metavar="RATE",
+    help="Shape every node's link and the origin's, both "
+    "ways, headers included, as netlab does; as root [default: unshaped].",
+)
+@click.option(
+    "--kill", "kills", type=click.IntRange(0), default=0, metavar="N", help="Kill so many nodes."
+)
+@click.option("--restart", is_flag=True, help="Killed nodes come back, on what they had.")
+@click.option(
+    "--pause",
+    "pauses",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Freeze so many others for a while.",
+)
+@click.option(
+    "--disconnect",
+    "disconnects",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Take so many others off the network for a while.",
+)
+@click.option("--restart-tracker", is_flag=True, help="End and start the tracker, too.")
+@click.option(
+    "--at",
+    default="50%",
+    show_default=True,
+    metavar="PERCENT",
+    help="Of the model, when a fault comes.",
+)
+@click.option(
+    "--away",
+    "away_s",
+    type=click.FloatRange(0),
+    default=12,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long nodes are paused or disconnected.",
+)
+@click.option("--chunk-size", default="256KiB", show_default=True, metavar="SIZE")
+@click.option("--block-size", metavar="SIZE", help="[default: the chunk's, at most 1MiB]")
+@click.option(
+    "--workers",
+    type=click.IntRange(0, 8),
+    default=0,
+    show_default=True,
+    help="Of each node; 0: one process a node, as so many share this machine.",
+)
+@click.option("--keep", is_flag=True, help="Leave it running at the end.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
+def cluster(json_file: Path | None, **options: Any) -> None:
+    """A cluster in containers (deploy/compose.yaml), with faults; every copy is compared.
+
+    Needs a Docker engine, Compose, and the images of `make image`. Everything is removed at the
+    end, whatever happens; Ctrl-C ends it at any time. Exit code 1 if a copy is missing or differs,
+    2 if there is no engine.
+    """
+    case = _cluster_case(**options)
+    try:
+        from simulations.cluster.run import measure
+    except ModuleNotFoundError as error:
+        click.echo(f"{error.name} is not installed: pip install 'shoal[cluster]'", err=True)
+        sys.exit(2)
+    sys.exit(measure(case, repeating("cluster"), json_file))
+
+
+def _cluster_case(
+    rate: str | None, size: str, chunk_size: str, block_size: str | None, at: str, **same: Any
+) -> "ClusterCase":
+    """The run that these options mean; leaves with one line if they mean none."""
+    from p2p.errors import P2PError
+    from p2p.manifest import check_sizes
+    from p2p.units import MIB, parse_rate, parse_size
+    from simulations.cluster.case import ClusterCase, parse_percent
+
+    try:
+        chunk_bytes = parse_size(chunk_size)
+        block_bytes = parse_size(block_size) if block_size else min(chunk_bytes, MIB)
+        check_sizes(chunk_bytes, block_bytes)
+        mbit = parse_rate(rate) * 8 / 1e6 if rate else None
+        return ClusterCase(
+            mbit=mbit, size=parse_size(size), chunk_bytes=chunk_bytes, block_bytes=block_bytes,
+            at=parse_percent(at), **same,
+        )  # fmt: skip
+    except P2PError as error:
+        sys.exit(str(error))
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["build", "base", "wheelhouse"]), default="build")
+@click.option(
+    "--base-image",
+    metavar="IMAGE",
+    help="[default: the public one, or where no registry is reachable our own]",
+)
+def images(what: str, base_image: str | None) -> None:
+    """Make the images of the cluster; or only a base (as root), or only the wheels."""
+    try:
+        from simulations.cluster.engine import EngineError, NoEngine, connect
+        from simulations.cluster.images import base, build, wheelhouse
+    except ModuleNotFoundError as error:
+        click.echo(f"{error.name} is not installed: pip install 'shoal[cluster]'", err=True)
+        sys.exit(2)
+    try:
+        if what == "wheelhouse":
+            wheelhouse()
+        elif what == "base":
+            base(connect())
+        else:
+            build(connect(), base_image)
+    except EngineError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2 if isinstance(error, NoEngine) else 1)
 
 
 @main.command()

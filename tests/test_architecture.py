@@ -94,6 +94,11 @@ def test_a_pure_module_has_no_clock_no_chance_and_no_io(path):
             assert not unordered, f"line {node.iter.lineno}: the order of a set is chance"
 
 
+def test_only_the_cluster_knows_docker():
+    users = {name(path) for path in FILES if "docker" in {i.split(".")[0] for i in imports(path)}}
+    assert {user.rpartition("/")[0] for user in users} == {"simulations/cluster"}
+
+
 def calls(path: Path) -> list[tuple[str, int]]:
     """`a.b.c` of every call in a file, with its line."""
     found = []
@@ -106,8 +111,9 @@ def calls(path: Path) -> list[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("word", "allowed"),
     [
-        ("os.environ", {"node/config.py", "tracker/config.py", "simulations/netns.py"}),
-        ("print", {"simulations/bench/picker.py"}),
+        ("os.environ", {"node/config.py", "tracker/config.py", "simulations/netns.py",
+                        "simulations/cluster/engine.py"}),
+        ("print", {"simulations/bench/picker.py", "simulations/cluster/run.py"}),
         # the copy of a file to another filesystem must not hold up the control process
         # and readers wait in threads
         ("trio.to_thread.run_sync", {"node/daemon.py", "node/delivery.py", "node/credentials.py",

@@ -180,3 +180,16 @@ def test_the_next_tracker_of_a_list_is_taken_and_the_first_again_when_it_is_back
         assert fetched <= 32 * MIB + 6 * MIB, "only what was in flight was fetched twice"
     finally:
         second.close()
+
+
+def test_nodes_that_listen_on_a_wildcard_find_each_other(one):
+    """As in containers, whose addresses nobody knows beforehand."""
+    source = make_model(one.folder / "source", 67, {"x.bin": 5 * MIB})
+    token = one.folder / "token"
+    token.write_text("secret")
+    wide = ("--token-file", str(token), "--listen", "0.0.0.0:0", *CHUNKS)
+    one.start_tracker("--token-file", str(token), "--start-with", "2")
+    for name in ("a", "b"):
+        node = one.start_node(name, "--origin", source.as_uri(), *wide, "--until-complete")
+    assert node.wait() == 0, node.text
+    assert one.report("b")["peer_bytes"] > 0

@@ -144,7 +144,10 @@ def test_a_node_killed_in_mid_read_is_an_error_and_its_next_start_mounts_again(o
         said = reader.communicate(timeout=20)[0].split()
         assert said in (["error", str(errno.EIO)], ["error", str(errno.ENOTCONN)]), said
         assert not os.path.ismount(mount), "the mount ends with its node"
-        assert "mount: EIO" in node.text
+        if said[1] == str(
+            errno.EIO
+        ):  # ENOTCONN is the kernel's word, when the mount is gone already
+            assert "mount: EIO" in node.text
         slow.hurry()
         _, mount = start(one, "a", origin)
         assert hashes(mount) == hashes(source)

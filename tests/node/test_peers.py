@@ -102,3 +102,17 @@ async def test_what_is_out_of_bounds_ends_the_session_and_reaches_no_swarm(said)
         expected = [events.PeerReady(B, b"\0"), events.PeerLost(B)]
         assert heard == expected[len(expected) - len(said) :]
         await frames.aclose()
+
+
+async def test_a_wildcard_is_told_as_the_address_that_the_tracker_is_reached_from_now():
+    async with sides(b"secret") as (a,):
+        listener, *_ = await a.peers.listen([("0.0.0.0", 0)], [])
+        port = listener.socket.getsockname()[1]
+        for ip in ("10.0.0.7", "10.0.0.9"):  # a container that is connected again
+            a.peers.reached_from(ip)
+            assert a.peers.advertised == [f"{ip}:{port}"]
+        await listener.aclose()
+        (listener,) = await a.peers.listen([("127.0.0.1", 0)], [("node.example", 7)])
+        a.peers.reached_from("10.0.0.7")
+        assert a.peers.advertised == ["node.example:7"]
+        await listener.aclose()
