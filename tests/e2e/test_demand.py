@@ -54,8 +54,15 @@ class Place:
 
     def model(self, name: str) -> Model:
         """What programs open."""
-        wait_until((self.cache(name) / "reader.sock").exists, "the node's socket")
-        return open_model(socket=self.cache(name) / "reader.sock", timeout_s=60)
+
+        def opened() -> Model | None:
+            try:
+                return open_model(socket=self.cache(name) / "reader.sock", timeout_s=60)
+            except (FileNotFoundError, ConnectionRefusedError):  # it does not listen yet
+                return None
+
+        model: Model = wait_until(opened, "the node's readers")
+        return model
 
     def same(self, model: Model, name: str, start: int, end: int) -> None:
         """These bytes are the source's."""
