@@ -96,12 +96,14 @@ class Chunks:
         return not self.map.blocks(chunk, first, end).strip(_VERIFIED)
 
     def passable(self, chunk: Chunk, offset: int) -> bool:
-        """The block may be passed on: it is here, and so are the digests of the whole chunk."""
-        block, count = offset // self.manifest.block_bytes, self.manifest.block_count(chunk)
-        states = self.map.blocks(chunk, 0, count)
-        if MISSING not in states:
-            return True
-        return states[block] != MISSING and chunk in self._relays
+        """The block may be passed on: it is here, and matches its digest."""
+        block = offset // self.manifest.block_bytes
+        return self.map.blocks(chunk, block, block + 1)[0] != MISSING
+
+    def passed_digests(self, chunk: Chunk) -> bytes:
+        """What is passed on with the first block: all digests; none if they are not known yet."""
+        states = self.map.blocks(chunk, 0, self.manifest.block_count(chunk))
+        return self.digests(chunk) if chunk in self._relays or MISSING not in states else b""
 
     def wait(self, chunk: Chunk, call: Callable[[Chunk], None]) -> None:
         """Call this once, when more of the chunk is here. It must not raise."""
@@ -303,6 +305,7 @@ class Sink:
         self._checksum = checksum
         self._crcs = {} if crcs is None else crcs
         self._expected: bytes | None = None
+        self._expected_block = b""
         self.start, self.end = span or chunks.missing_range(chunk)
         chunks.allocate(chunk, self.start, self.end)
         self.position = self.start
@@ -321,6 +324,11 @@ class Sink:
             raise ChunkMismatch(f"the digests of chunk {self.chunk} do not match its pin")
         self._chunks.expect(self.chunk, digests, pinned=bool(self.pin))
         self._expected, self.pin = digests, pin
+
+    def expect_block(self, digest: bytes) -> None:
+        """The digest of the next block alone came: nothing but the sender says that it is right."""
+        self._expected_block = digest
+        self._mark = RELAYED
 
     def _enter_block(self) -> None:
         size = self._chunks.manifest.block_bytes
@@ -355,7 +363,9 @@ class Sink:
             digest = block_digest(block)
             if self._checksum is not None:
                 self._crcs[self._block] = self._checksum(block)
-            if self._expected is not None:
+            if self._expected_block:
+                good = digest == self._expected_block
+            elif self._expected is not None:
                 at = self._block * DIGEST_BYTES
                 good = digest == self._expected[at : at + DIGEST_BYTES]
             else:

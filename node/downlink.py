@@ -21,7 +21,7 @@ from node.sockets import (
 from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import EndStatus, Flag, Header, Kind
-from p2p.digest import chunk_pin
+from p2p.digest import DIGEST_BYTES, chunk_pin
 from p2p.errors import RemoteProtocolError, StoreFull
 from p2p.poller import READABLE
 
@@ -262,6 +262,10 @@ class Downlink(Polled):
             sink = self._begin(asked, header, digests)
         if header.offset != sink.position or header.offset + header.length > sink.end:
             raise RemoteProtocolError(f"data for bytes {header.offset} came at {sink.position}")
+        if header.flags & Flag.OWN:
+            if len(digests) != DIGEST_BYTES or not asked.waits:
+                raise RemoteProtocolError("a block's own digest came where it does not belong")
+            sink.expect_block(digests)
         self._header, self._left, self._coming = header, header.length, asked
         if not header.length:
             self._block_came(header)
@@ -269,7 +273,7 @@ class Downlink(Polled):
     def _begin(self, asked: _Asked, header: Header, digests: bytes) -> Sink:
         """The first block is coming. What has come meanwhile from elsewhere is received again."""
         several = self._chunks.manifest.block_count(asked.chunk) > 1
-        if (several or not asked.pin) and not header.flags & Flag.DIGESTS:
+        if (several or not asked.pin) and not header.flags & (Flag.DIGESTS | Flag.OWN):
             raise RemoteProtocolError("a chunk came without digests, which it needs")
         try:
             sink = Sink(self._chunks, asked.chunk, asked.pin, (asked.start, asked.end))

@@ -184,6 +184,8 @@ class Download:
                 self._to_peers(peers, messages.Lost(list(chunks)))
             case events.SendFetching(peers, chunks):
                 self._to_peers(peers, messages.Fetching(list(chunks)))
+            case events.SendComing(peer, chunk):
+                self._peers.send(peer, messages.Coming([chunk]))
             case events.SendPins(peer, pins):
                 self._peers.send(peer, messages.PinsKnown(*join_pins(pins)))
             case events.AskPins(None, chunks):

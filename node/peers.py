@@ -332,6 +332,8 @@ class Peers:
                 return events.PeerLostChunks(peer, check_chunks(chunks, count))
             case messages.Fetching(chunks):
                 return events.PeerFetches(peer, check_chunks(chunks, count))
+            case messages.Coming(chunks):
+                return events.PeerOwns(peer, check_chunks(chunks, count))
             case messages.PinsQuery(chunks):
                 return events.PeerAsksPins(peer, check_chunks(chunks, count))
             case messages.PinsKnown(chunks, pins):

@@ -14,6 +14,7 @@ from node.sockets import TURN_BYTES, EndOfStream, set_interactive
 from node.throttle import Throttle
 from p2p import dataframe
 from p2p.dataframe import EndStatus, Flag, Header, Kind
+from p2p.digest import DIGEST_BYTES
 from p2p.errors import RemoteProtocolError
 from p2p.poller import READABLE, WRITABLE
 from p2p.slots import UploadSlots
@@ -42,8 +43,8 @@ class _Transfer:
     begin_s: float
     waits: bool = False
     """it goes on as its chunk comes in"""
-    digests: bytes = b""
-    """as they were sent"""
+    digests: bytes | None = None
+    """as they were sent; empty: each block has its own"""
     file: int = 0
     offset: int = 0
     """in the file, of the next byte of the block under way"""
@@ -280,11 +281,10 @@ class Uplink(Polled):
         extent, size = manifest.extent(header.chunk), manifest.block_bytes
         size = min(size, transfer.end - transfer.at)
         digests, flags = b"", Flag.NONE
-        if transfer.at == header.offset and (
-            transfer.waits or manifest.block_count(header.chunk) > 1
-        ):
-            transfer.digests = digests = self._chunks.digests(header.chunk)
-            flags = Flag.DIGESTS
+        if transfer.waits:
+            digests, flags = self._passed_digests(transfer)
+        elif transfer.at == header.offset and manifest.block_count(header.chunk) > 1:
+            digests, flags = self._chunks.digests(header.chunk), Flag.DIGESTS
         if transfer.at + size == transfer.end:
             flags |= Flag.LAST
         frame = Header(
@@ -293,6 +293,18 @@ class Uplink(Polled):
         self._out += frame.encode() + digests
         transfer.file, transfer.offset = extent.file, extent.offset + transfer.at
         transfer.left, transfer.at = size, transfer.at + size
+
+    def _passed_digests(self, transfer: _Transfer) -> tuple[bytes, Flag]:
+        """Those that go ahead of the next block of an answer that waits."""
+        chunk = transfer.header.chunk
+        if transfer.digests is None:
+            transfer.digests = self._chunks.passed_digests(chunk)
+            if transfer.digests:
+                return transfer.digests, Flag.DIGESTS
+        if transfer.digests:
+            return b"", Flag.NONE
+        at = transfer.at // self._chunks.manifest.block_bytes * DIGEST_BYTES
+        return self._chunks.digests(chunk)[at : at + DIGEST_BYTES], Flag.OWN
 
     def _send_file(self, transfer: _Transfer) -> int:
         """Send payload; 0: the socket is full."""

@@ -7,9 +7,11 @@ DATA frame of a chunk of several blocks carries the digests of *all* blocks of t
 its payload (flag DIGESTS): they are checked against the chunk's pin, so each block is verified by
 itself as it arrives.
 
-A REQUEST with flag WAIT is not refused: its answer begins when the first block of the range may be
-passed on, and goes on block by block as the chunk comes in, with frames of other answers between.
-Its first DATA frame always carries the digests, which make the pin if the asking side knows none.
+A REQUEST with flag WAIT is not refused: its answer begins when the first block of the range is
+there, and goes on block by block as the chunk comes in, with frames of other answers between. Its
+first DATA frame carries the digests of all blocks (flag DIGESTS) if they are known by then; else
+each frame carries that of its own block (flag OWN), as an origin's chunk has no pin before it is
+whole. Together they make the pin if the asking side knows none.
 
 Header, 40 bytes, big-endian:
 
@@ -19,7 +21,8 @@ Header, 40 bytes, big-endian:
          5    1 type         1 REQUEST 2 CANCEL 3 DATA 4 BUSY 5 NOT_HAVE 6 END
          6    2 flags        1 DIGESTS; 2 DEMAND (a blocked read: may use the reserved slot);
                         4 LAST (the answer is whole with this frame);
-                        8 WAIT (answer when the chunk comes in)
+                        8 WAIT (answer when the chunk comes in); 16 OWN (the digest is that of
+                        this block alone)
          8    4 request      chosen by the dialling side
         12    4 chunk
         16    8 offset       in the chunk, a multiple of the block size
@@ -64,6 +67,7 @@ class Flag(IntFlag):
     DEMAND = 2
     LAST = 4
     WAIT = 8
+    OWN = 16
 
 
 class EndStatus(IntEnum):

@@ -133,6 +133,14 @@ class PeerFetches:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerOwns:
+    """The peer is reading these chunks from the origin, and this node is to pass them on."""
+
+    peer: NodeId
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PeerAsksPins:
     """The peer wants to know the pins of these chunks."""
 
@@ -410,6 +418,14 @@ class SendFetching:
 
 
 @dataclass(frozen=True, slots=True)
+class SendComing:
+    """Tell the root of the chunk's tree that we read it from the origin."""
+
+    peer: NodeId
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
 class SendPins:
     """Answer a peer's question."""
 
@@ -468,6 +484,7 @@ Event = (
     | PeerHas
     | PeerLostChunks
     | PeerFetches
+    | PeerOwns
     | PeerAsksPins
     | PeerLeaves
     | CorruptionReported
@@ -505,6 +522,7 @@ Command = (
     | SendHave
     | SendLost
     | SendFetching
+    | SendComing
     | SendPins
     | AskPins
     | ReportCorruption

@@ -467,6 +467,15 @@ class Fetching(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Coming(Message):
+    """The sender reads these chunks from the origin. You are the root of their trees: ask for them
+    now, they come as they come there."""
+
+    TYPE: ClassVar[str] = "coming"
+    chunks: Chunks
+
+
+@dataclass(frozen=True, slots=True)
 class Corrupt(Message):
     """Your bytes of this chunk did not match its pin: hash it again."""
 

@@ -17,6 +17,7 @@ Rules:
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from math import inf
 from random import Random
 
@@ -35,6 +36,9 @@ from p2p.peerbook import Peer, PeerBook
 from p2p.picker import IN_FLIGHT, MISSING, RELEASED, Picker
 from p2p.rates import Average
 from p2p.reading import Holding, Reading
+
+
+PINS_AT_ONCE = 4096  # asked of the tracker: 64 KiB of answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class Limits:
     lease_grace_s: float = 3.0
     """after the tracker's loss its leases run out; then rendezvous hashing decides"""
     rehash_again_s: float = 1.0
+    confirm_tries: int = 3
+    """times that the tracker is asked for pins that senders alone vouch for, a second apart"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +167,9 @@ class Swarm:
         self._space_at: float | None = None
         self._corrupt_chunks = 0
         self._completed = False
+        self._unconfirmed: dict[Chunk, None] = {}
+        """chunks whose pin nobody but their sender has told yet"""
+        self._confirm_at, self._confirm_left = -inf, limits.confirm_tries
         self._now = 0.0
         self._out: list[Command] = []
         self.reading = Reading(
@@ -210,6 +219,8 @@ class Swarm:
         """When `DeadlinePassed` is due; infinity when nothing is."""
         times = [self._news_at, self._book.next_deadline(), self._ahead.next_deadline()]
         times.append(self.reading.next_deadline())
+        if self._confirm_at > self._now:
+            times.append(self._confirm_at)
         times += [fetch.again_at for fetch in self._fetches.values()]
         times += self._late.values()
         if self._space_at is not None:
@@ -257,8 +268,11 @@ class Swarm:
             case ev.FetchFailed():
                 self._fetch_failed(event)
             case ev.PinsLearned(pins, peer):
+                before = len(self._unconfirmed)
                 for chunk, pin in pins:
                     self._learn(chunk, pin, peer)
+                if len(self._unconfirmed) < before:
+                    self._confirm_at, self._confirm_left = -inf, self._limits.confirm_tries
             case ev.SpaceExhausted(chunk):
                 self._no_space(chunk)
             case ev.ChunkDamaged(chunk):
@@ -293,6 +307,8 @@ class Swarm:
                     self._picker.lacks(peer, chunk)
             case ev.PeerFetches(peer, chunks):
                 self._peer_fetches[peer] = chunks
+            case ev.PeerOwns(peer, chunks):
+                self._peer_owns(peer, chunks)
             case ev.PeerAsksPins(peer, chunks):
                 known = tuple((c, self.pins[c]) for c in chunks if c in self.pins)
                 self._out.append(ev.SendPins(peer, known))
@@ -342,6 +358,8 @@ class Swarm:
 
     def _learn(self, chunk: Chunk, pin: bytes, peer: NodeId | None) -> None:
         known = self.pins.get(chunk)
+        if known == pin:
+            self._unconfirmed.pop(chunk, None)
         if known is None or len(known) != len(pin):
             self.pins[chunk] = pin
         elif known != pin and peer is None:
@@ -493,16 +511,32 @@ class Swarm:
         if self.reading.on_demand:
             return
         self._ask_ahead_in = self._limits.ahead_batch
-        asks: dict[NodeId, list[tuple[int, Chunk, bytes]]] = {}
+        places: list[tuple[Chunk, NodeId]] = []
         for chunk in self._picker.window(self._limits.ahead):
             if chunk in self._ahead or self._picker.is_held_by_any(chunk):
                 continue
             parent = self._ahead.parent(chunk, self._able)
             if parent is not None:
-                request = self._new_request()
-                self._ahead.add(Waiting(request, parent, chunk))
-                asks.setdefault(parent, []).append((request, chunk, self.pins.get(chunk, b"")))
+                places.append((chunk, parent))
+        self._wait_at(places)
+
+    def _wait_at(self, places: list[tuple[Chunk, NodeId]]) -> None:
+        """Ask for chunks at peers that are going to have them."""
+        asks: dict[NodeId, list[tuple[int, Chunk, bytes]]] = {}
+        for chunk, peer in places:
+            request = self._new_request()
+            self._ahead.add(Waiting(request, peer, chunk))
+            asks.setdefault(peer, []).append((request, chunk, self.pins.get(chunk, b"")))
         self._out += [ev.AskAhead(peer, tuple(some)) for peer, some in asks.items()]
+
+    def _peer_owns(self, node: NodeId, chunks: tuple[Chunk, ...]) -> None:
+        """The owner of chunks gives them to us first."""
+        if self._space_at is not None or self.reading.on_demand or not self._able(node):
+            return
+        wanted = [chunk for chunk in chunks if self._picker.state(chunk) == MISSING]
+        for chunk in wanted:
+            self._wait_no_more(chunk)
+        self._wait_at([(chunk, node) for chunk in wanted])
 
     def _ahead_ended(self, request: int) -> Waiting | None:
         """Its chunk did not come. None: it is none of ours, or was called back."""
@@ -563,6 +597,9 @@ class Swarm:
         self._fetches[chunk] = _Fetch(leased=leased)
         self._picker.reserve(chunk)
         self._out.append(self._fetch(chunk))
+        root = self._ahead.root(chunk)
+        if root is not None and not self._picker.holds(root, chunk):
+            self._out.append(ev.SendComing(root, chunk))
 
     def _fetch(self, chunk: Chunk) -> ev.Fetch:
         first = self.reading.urgent.first_of(chunk)
@@ -634,6 +671,8 @@ class Swarm:
         self._ahead.came(chunk, self._now)
         if not (event.request and self._ahead.ended(event.request)):
             self._wait_no_more(chunk)
+        if chunk not in self.pins and event.source is Source.PEER:
+            self._unconfirmed[chunk] = None
         if self.pins.setdefault(chunk, event.pin) != event.pin:
             self._suspect(chunk, held=True)
             return
@@ -695,6 +734,7 @@ class Swarm:
         self.held.discard(chunk)
         self._backlog.passed(chunk, self._now)
         self._completed = False
+        self._unconfirmed.pop(chunk, None)
         self._fetches.pop(chunk, None)
         self._picker.dropped(chunk)
         self._corrupt_chunks += 1
@@ -748,6 +788,16 @@ class Swarm:
         self._look_at_late()
 
     def _check_complete(self) -> None:
-        if not self._completed and self.held.complete and not self.suspects:
-            self._completed = True
-            self._out.append(ev.Complete())
+        if self._completed or not self.held.complete or self.suspects:
+            return
+        if self._unconfirmed and self._tracker_lost_at == inf:
+            if self._confirm_at > self._now:
+                return
+            if self._confirm_left:
+                self._confirm_at = self._now + self._limits.pins_again_s
+                self._confirm_left -= 1
+                some = tuple(islice(self._unconfirmed, PINS_AT_ONCE))
+                self._out.append(ev.AskPins(None, some))
+                return
+        self._completed = True
+        self._out.append(ev.Complete())
