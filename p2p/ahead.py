@@ -15,7 +15,7 @@ from p2p.rates import Average
 from p2p.tree import Trees
 
 SETTLE_S = 0.1  # peers come one by one: the trees follow when no other has come for so long
-GRACE_CHUNKS = 16  # a chunk may begin so many chunks' time later than it came at others
+GRACE_CHUNKS = 96  # a chunk may begin so many chunks' time later than it came at others
 GRACE_USUAL = 4.0  # and so many times as late as chunks usually are
 GRACE_LEAST_S, GRACE_MOST_S = 0.1, 6.0
 STUCK_S = 2.0  # and what has begun may take so long to come
