@@ -219,6 +219,18 @@ class Worker:
         assert self._chunks is not None
         scope = trio.CancelScope()
         self._scopes[job.link] = (job.peer, scope)
+        try:
+            self._start_link(job, sock, scope, nursery)
+        except RuntimeError:  # the worker has just stopped, and nobody is told any more
+            sock.close()
+
+    def _start_link(
+        self,
+        job: jobs.AddDownlink | jobs.AddUplink,
+        sock: socket.socket,
+        scope: trio.CancelScope,
+        nursery: trio.Nursery,
+    ) -> None:
         received, served = self._links.setdefault(local_ip(sock), (Received(), Served()))
         if isinstance(job, jobs.AddUplink):
             uplink = Uplink(sock, self._chunks, self._slots, served, UPLINK_STALL_S, self._upload)
