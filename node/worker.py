@@ -231,6 +231,7 @@ class Worker:
         scope: trio.CancelScope,
         nursery: trio.Nursery,
     ) -> None:
+        assert self._chunks is not None
         received, served = self._links.setdefault(local_ip(sock), (Received(), Served()))
         if isinstance(job, jobs.AddUplink):
             uplink = Uplink(sock, self._chunks, self._slots, served, UPLINK_STALL_S, self._upload)

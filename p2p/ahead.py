@@ -19,6 +19,8 @@ GRACE_CHUNKS = 96  # a chunk may begin so many chunks' time later than it came a
 GRACE_USUAL = 4.0  # and so many times as late as chunks usually are
 GRACE_LEAST_S, GRACE_MOST_S = 0.1, 6.0
 STUCK_S = 2.0  # and what has begun may take so long to come
+SLOW_FACTOR, SLOW_LEAST_S = 4.0, 0.3  # a parent whose chunks come so much later than others do
+SLOW_S = 2.0  # is left out for so long: what it can send meanwhile is what waits there
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Ahead:
         self._late_s = Average(weight=0.1)
         """from being announced elsewhere to coming here by itself"""
         self._came_at = inf
+        self._late_of: dict[NodeId, Average] = {}
+        self._slow_until: dict[NodeId, float] = {}
 
     def __len__(self) -> int:
         return len(self._by_chunk)
@@ -76,10 +80,11 @@ class Ahead:
         root = self._trees.root(chunk) if self._trees is not None else self._me
         return None if root == self._me else root
 
-    def parent(self, chunk: Chunk, able: Callable[[NodeId], bool]) -> NodeId | None:
-        """The nearest node above this one that can be asked."""
+    def parent(self, chunk: Chunk, able: Callable[[NodeId], bool], now: float) -> NodeId | None:
+        """The nearest node above this one that can be asked, and is not slow."""
         above = self._trees.above(chunk) if self._trees is not None else ()
-        return next((node for node in above if able(node)), None)
+        slow = self._slow_until
+        return next((n for n in above if able(n) and slow.get(n, -inf) <= now), None)
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -111,14 +116,30 @@ class Ahead:
 
     # -- time -------------------------------------------------------------------------------------
 
-    def came(self, chunk: Chunk, now: float) -> None:
-        """A chunk has come, from wherever."""
-        if chunk in self._by_chunk:
-            heard = self._heard.get(chunk)
-            self._late_s.add(0.0 if heard is None else now - heard)
+    def came(self, chunk: Chunk, now: float) -> list[Waiting]:
+        """A chunk has come, from wherever; returns what is to be recalled of a slow parent."""
         if self._came_at < inf:
             self._interval_s.add(now - self._came_at)
         self._came_at = now
+        waiting = self._by_chunk.get(chunk)
+        if waiting is None:
+            return []
+        late_s, peer = now - self._heard.get(chunk, now), waiting.peer
+        self._late_s.add(late_s)
+        if peer not in self._late_of:
+            self._late_of[peer] = Average(weight=0.2)
+        of_peer = self._late_of[peer]
+        of_peer.add(late_s)
+        if of_peer.value <= max(SLOW_LEAST_S, SLOW_FACTOR * self._late_s.value):
+            return []
+        del self._late_of[peer]
+        self._slow_until[peer] = now + SLOW_S
+        return [self._recall(one.chunk, now) for one in self.all(peer) if one.chunk != chunk]
+
+    def _recall(self, chunk: Chunk, now: float) -> Waiting:
+        self._due.pop(chunk, None)
+        self._recalled.setdefault(chunk, now + STUCK_S)
+        return self._by_chunk[chunk]
 
     @property
     def grace_s(self) -> float:
@@ -128,9 +149,9 @@ class Ahead:
 
     def heard(self, chunk: Chunk, now: float) -> None:
         """A peer announces the chunk."""
-        if chunk in self._by_chunk and chunk not in self._recalled and chunk not in self._overdue:
-            self._due.setdefault(chunk, now + self.grace_s)
-            self._heard.setdefault(chunk, now)
+        if chunk in self._by_chunk and chunk not in self._heard:
+            self._due[chunk] = now + self.grace_s
+            self._heard[chunk] = now
 
     def expire(self, now: float) -> list[Waiting]:
         """Give up waiting for what is due; returns what is to be recalled if it has not begun."""
@@ -138,10 +159,7 @@ class Ahead:
             del self._recalled[chunk]
             self._overdue[chunk] = None
         due = [chunk for chunk, due in self._due.items() if due <= now]
-        for chunk in due:
-            del self._due[chunk]
-            self._recalled[chunk] = now + STUCK_S
-        return [self._by_chunk[chunk] for chunk in due]
+        return [self._recall(chunk, now) for chunk in due]
 
     def recalled(self, chunk: Chunk) -> bool:
         """The request was called back: that it ends is nobody's fault."""

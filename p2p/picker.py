@@ -94,10 +94,12 @@ class Picker:
         else:
             self._holders = [mask & keep for mask in self._holders]
 
-    def has(self, peer: NodeId, chunk: Chunk) -> None:
-        """The peer holds the chunk."""
+    def has(self, peer: NodeId, *chunks: Chunk) -> None:
+        """The peer holds these chunks."""
         if (slot := self._slots.get(peer)) is not None:
-            self._holders[chunk] |= 1 << slot
+            bit, holders = 1 << slot, self._holders
+            for chunk in chunks:
+                holders[chunk] |= bit
 
     def lacks(self, peer: NodeId, chunk: Chunk) -> None:
         """The peer does not hold the chunk, or is not to be asked for it."""

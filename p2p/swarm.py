@@ -37,7 +37,6 @@ from p2p.picker import IN_FLIGHT, MISSING, RELEASED, Picker
 from p2p.rates import Average
 from p2p.reading import Holding, Reading
 
-
 PINS_AT_ONCE = 4096  # asked of the tracker: 64 KiB of answer
 
 
@@ -346,11 +345,14 @@ class Swarm:
         self._book.lost(node, self._now)
 
     def _peer_has(self, node: NodeId, pins: tuple[tuple[Chunk, bytes], ...]) -> None:
-        for chunk, pin in pins:
-            self._learn(chunk, pin, node)
-            self._picker.has(node, chunk)
-            self._backlog.passed(chunk, self._now)
-            self._ahead.heard(chunk, self._now)
+        self._picker.has(node, *(chunk for chunk, _ in pins))
+        for chunk, pin in pins:  # most are known: 50 nodes hear of each chunk 49 times
+            if self.pins.get(chunk) != pin or chunk in self._unconfirmed:
+                self._learn(chunk, pin, node)
+            if chunk not in self.held:
+                self._ahead.heard(chunk, self._now)
+            else:
+                self._backlog.passed(chunk, self._now)
         fetches = self._peer_fetches.get(node)
         if fetches:
             got = {chunk for chunk, _ in pins}
@@ -515,7 +517,7 @@ class Swarm:
         for chunk in self._picker.window(self._limits.ahead):
             if chunk in self._ahead or self._picker.is_held_by_any(chunk):
                 continue
-            parent = self._ahead.parent(chunk, self._able)
+            parent = self._ahead.parent(chunk, self._able, self._now)
             if parent is not None:
                 places.append((chunk, parent))
         self._wait_at(places)
@@ -553,6 +555,11 @@ class Swarm:
         if (waiting := self._ahead.take(chunk)) is not None:
             self._out.append(ev.CancelAsk(waiting.request, waiting.peer))
 
+    def _recall(self, late: list[Waiting]) -> None:
+        """Call requests back of which nothing has come."""
+        for one in late:
+            self._out.append(ev.CancelAsk(one.request, one.peer, idle=True))
+
     def _draw_trees(self) -> None:
         """Peers have come or gone. A young swarm asks its new parents at once."""
         peers = [peer.node for peer in self._book.ready() if not peer.on_demand]
@@ -560,7 +567,7 @@ class Swarm:
         self._ask_ahead_in = 0
         if len(self.held) < self._limits.window:
             for waiting in self._ahead.all():
-                if self._ahead.parent(waiting.chunk, self._able) != waiting.peer:
+                if self._ahead.parent(waiting.chunk, self._able, self._now) != waiting.peer:
                     self._wait_no_more(waiting.chunk)
 
     _pins_missing = False
@@ -668,7 +675,7 @@ class Swarm:
             self._picker.answered(ask.peer)
             if (peer := self._book.get(ask.peer)) is not None:
                 peer.failures = 0
-        self._ahead.came(chunk, self._now)
+        self._recall(self._ahead.came(chunk, self._now))
         if not (event.request and self._ahead.ended(event.request)):
             self._wait_no_more(chunk)
         if chunk not in self.pins and event.source is Source.PEER:
@@ -777,8 +784,7 @@ class Swarm:
             self._space_at = None
         for node in self._book.woken(now):
             self._picker.set_ready(node, True)
-        for late in self._ahead.expire(now):
-            self._out.append(ev.CancelAsk(late.request, late.peer, idle=True))
+        self._recall(self._ahead.expire(now))
         if self._ahead.settled(now):
             self._draw_trees()
         for chunk, fetch in self._fetches.items():
