@@ -362,15 +362,36 @@ async def test_a_refusal_is_reported_and_the_connection_lives_on(
     await bench.report(jobs.Got)
 
 
-async def test_answers_out_of_order_and_data_that_was_not_asked_for_end_the_connection(bench):
+@pytest.mark.parametrize("kind", [Kind.DATA, Kind.END, Kind.BUSY, Kind.NOT_HAVE])
+@pytest.mark.parametrize(("number", "chunk"), [(1, 0), (0, 1)], ids=["number", "chunk"])
+async def test_an_answer_to_a_request_that_is_none_ends_the_connection(bench, kind, number, chunk):
     far = await near(bench, jobs.AddDownlink)
     bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
     asked = await far.request()
-    await far.send(Header(Kind.DATA, asked.request + 1, 0, 0, BLOCK).encode())
+    length = BLOCK if kind is Kind.DATA else 0
+    await far.send(Header(kind, asked.request + number, chunk, 0, length).encode())
     report = await bench.report(jobs.AskEnded)
-    assert report.why == "failed"
-    assert "out of order" in report.text
+    assert (report.request, report.why) == (7, "failed")
+    assert f"an answer to request {asked.request + number}, which is none here" in report.text
     assert await far.ended()
+
+
+async def test_answers_are_told_apart_by_number_block_by_block(bench):
+    far = await near(bench, jobs.AddDownlink)
+    asked = []
+    for request, chunk in ((7, 0), (8, 1)):
+        bench.pool.submit(0, jobs.AskJob(request, 1, chunk, bench.pin(chunk)))
+        asked.append(await far.request())
+    first, second = (
+        answer(bench, one, bench.data(one.chunk), bench.digests(one.chunk), last=True)
+        for one in asked
+    )
+    for at in range(0, len(first), 3):  # header, digests, payload
+        await far.send(*second[at : at + 3], *first[at : at + 3])
+    for request, chunk in ((8, 1), (7, 0)):
+        report = await bench.report(jobs.Got)
+        assert (report.request, report.chunk) == (request, chunk), "in the order of their ends"
+        assert bench.stored(chunk) == bench.data(chunk)
 
 
 async def test_data_beside_what_was_asked_for_ends_the_connection_and_none_of_it_is_kept(bench):
