@@ -93,7 +93,8 @@ class Picker:
 
     def has(self, peer: NodeId, chunk: Chunk) -> None:
         """The peer holds the chunk."""
-        if (slot := self._slots.get(peer)) is not None:
+        slot = self._slots.get(peer)
+        if slot is not None and not self._complete_mask >> slot & 1:
             self._holders[chunk] |= 1 << slot
 
     def lacks(self, peer: NodeId, chunk: Chunk) -> None:
