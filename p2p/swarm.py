@@ -295,6 +295,7 @@ class Swarm:
         peer.complete = held.complete
         for chunk in held:
             self._backlog.passed(chunk, self._now)
+            self._ahead.heard(chunk, self._now)
         self._ahead.changed(self._now)
         self._picker.join(node, held)
         self._picker.set_ready(node, peer.waits_until <= self._now)
