@@ -45,7 +45,7 @@ class Chunks:
         self._allocated: OrderedDict[Chunk, tuple[int, int]] = OrderedDict()
         self._relays: OrderedDict[Chunk, None] = OrderedDict()
         """chunks on their way of which all digests are known"""
-        self._waiting: dict[Chunk, list[Callable[[Chunk], None]]] = {}
+        self._waiting: dict[Chunk, dict[Callable[[Chunk], None], None]] = {}
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -104,8 +104,9 @@ class Chunks:
         return states[block] != MISSING and chunk in self._relays
 
     def wait(self, chunk: Chunk, call: Callable[[Chunk], None]) -> None:
-        """Call this once, when more of the chunk is here. It must not raise."""
-        self._waiting.setdefault(chunk, []).append(call)
+        """Call this once, when more of the chunk is here, however often it was told to wait. It
+        must not raise."""
+        self._waiting.setdefault(chunk, {})[call] = None
 
     def came(self, chunk: Chunk) -> None:
         """More of the chunk is here: whoever waits is called."""
