@@ -105,9 +105,8 @@ class Fetcher:
         crcs: dict[int, int] = {}
         crc = checksum_function(job.checksum) if job.checksum else None
         if urlsplit(job.url).scheme == "file":
-            start, end = self._chunks.missing_range(job.chunk)
-            if start < end:
-                await self._copy(job, self._sink(job, start, end, crcs, crc))
+            if spans := self._chunks.missing_spans(job.chunk):
+                await self._copy(job, self._sink(job, spans[0][0], spans[-1][1], crcs, crc))
         else:
             async with trio.open_nursery() as nursery:
 
