@@ -134,7 +134,8 @@ class Uplink(Polled):
             self._wait(_Transfer(header, header.offset, 0.0, waits=True))
         else:
             self._queue.append((header, len(self._queue) >= QUEUE))
-        if len(self._queue) > 16 * QUEUE or len(self._waiting) > WAITING_MOST:
+        waiting = len(self._waiting) + len(self._resumable)
+        if len(self._queue) > 16 * QUEUE or waiting > WAITING_MOST:
             raise RemoteProtocolError("a flood of requests on one data connection")
 
     def _cancel(self, request: int) -> None:
