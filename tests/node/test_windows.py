@@ -227,8 +227,8 @@ def test_a_connection_that_takes_no_limit_is_skipped(senders):
 
 def test_no_limit_is_set_before_a_span_is_over_or_when_a_connections_bytes_are_gone(senders):
     before, limits = unsent(senders[0]), Unsent()
-    for sent, now in ((5_000_000, 0.0), (90_000_000, 0.19), (1_000_000, 1.0)):
+    for sent, now in ((5_000_000, 0.0), (90_000_000, 0.1), (1_000_000, 0.15), (26_000_000, 0.34)):
         limits.fit(senders, sent, now)
-    assert unsent(senders[0]) == before
-    limits.fit(senders, 26_000_000, 1.25)
+        assert unsent(senders[0]) == before
+    limits.fit(senders, 26_000_000, 0.4)
     assert unsent(senders[0]) == 130_000

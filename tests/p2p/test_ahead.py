@@ -149,6 +149,8 @@ def test_a_request_that_is_taken_leaves_no_times_behind(steps):
     assert ahead.expire(99.0) == []
     ahead.heard(ZERO, 100.0)
     assert ahead.next_deadline() == 100.0 + GRACE_LEAST_S
+    ahead.came(ZERO, 100.2)
+    assert ahead.grace_s == pytest.approx(GRACE_USUAL * 0.2), "late since then"
 
 
 def test_the_grace_is_so_many_chunks_time_within_its_bounds():
