@@ -383,6 +383,8 @@ class Swarm:
             return
         self._corrupt_chunks += 1
         self._picker.lacks(ask.peer, ask.chunk)
+        self._ahead.sent_wrong(ask.peer, ask.chunk)
+        self._ask_ahead_in = 0
         self._out.append(ev.ReportCorruption(ask.peer, ask.chunk))
         peer = self._book[ask.peer]
         peer.strikes += 1
