@@ -444,6 +444,23 @@ def test_a_request_that_cannot_wait_is_asked_of_the_next_one_above_and_its_peer_
     assert 1.0 < drawn._book[node("c")].waits_until <= 1.0 + Limits().failure_first_s
 
 
+@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "at once"])
+def test_what_a_parent_sent_wrong_is_asked_ahead_of_the_next_one_above_and_never_of_it(ahead):
+    rows = dict.fromkeys("abcde", "........")
+    drawn, commands = settled(**rows if ahead else {**rows, "c": ".#......"})
+    if ahead:
+        request, peer = waits(commands)[1]
+        assert peer == node("c")
+    else:
+        (request,) = drawn._asks
+    commands = drawn.handle(ev.ChunkCorrupt(request), 1.0)
+    assert waits(commands)[1][1] == node("a")
+    commands = drawn.handle(ev.PeerLost(node("a")), 1.1)
+    assert 1 not in waits(commands), "nobody else is above"
+    drawn.handle(ev.PeerHas(node("c"), ((1, pin(1)),)), 1.2)
+    assert [ask.peer for ask, _ in drawn._asks.values()] == [node("c")], "announced anew"
+
+
 def test_wrong_bytes_of_a_waiting_request_are_reported_and_count_as_a_strike():
     drawn, commands = settled(a="........")
     found = waits(commands)
@@ -649,6 +666,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.ahead: dict[int, tuple[NodeId, int]] = {}
         self.cancelled: dict[int, int] = {}
         """chunks of requests that are not the swarm's any more, and may be answered all the same"""
+        self.wrong: set[tuple[NodeId, int]] = set()
         self.fetching: set[int] = set()
         self.held: set[int] = set()
         for name in sorted(names):
@@ -669,6 +687,7 @@ class AnyOrder(RuleBasedStateMachine):
                 for request, chunk, known in command.asks:
                     assert known in (b"", pin(chunk))
                     assert not any(chunk in held for held in self.peers.values()), "it is pulled"
+                    assert (command.peer, chunk) not in self.wrong
                     self.assert_idle(request, chunk)
                     self.ahead[request] = (command.peer, chunk)
             elif isinstance(command, ev.CancelAsk):
@@ -711,6 +730,7 @@ class AnyOrder(RuleBasedStateMachine):
     def peer_gets(self, data, chunk):
         peer = data.draw(st.sampled_from(sorted(self.peers)))
         self.peers[peer].add(chunk)
+        self.wrong.discard((peer, chunk))
         self.feed(ev.PeerHas(peer, ((chunk, pin(chunk)),)))
 
     @precondition(lambda self: self.peers)
@@ -729,6 +749,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.feed(ev.ChunkVerified(chunk, Source.PEER, pin(chunk), request))
         elif how == "corrupt":
             self.peers[peer].discard(chunk)
+            self.wrong.add((peer, chunk))
             self.feed(ev.ChunkCorrupt(request))
         elif how == "busy":
             self.feed(ev.AskRefused(request, 0.1))
