@@ -25,8 +25,8 @@ LONGER_FILES = {
     "node/fetch.py": (430, "one request's life: slot, try, hedge, resume"),
     "p2p/swarm.py": (
         700,
-        "one state machine: its transitions are read side by side, those of "
-        "requests that wait among them (what they need to know is p2p/ahead.py)",
+        "one state machine: its transitions are read side by side, and a request that waits, "
+        "is asked or fetched is the same chunk's; what can be told apart is in p2p/ahead.py",
     ),
     "p2p/messages.py": (460, "every message of the wire, in one place"),
     "tracker/model.py": (560, "one state machine, like the swarm"),
