@@ -819,6 +819,25 @@ async def test_digests_that_change_between_blocks_end_the_answer_and_not_the_con
     assert (await block_of(down))[1:] == (bench.digests(0), bench.data(0)[:BLOCK])
 
 
+async def test_what_was_relayed_is_passed_on_no_more_while_the_origin_brings_the_chunk(bench):
+    await bench.fetched(2)
+    up, (data, digests) = await near(bench, jobs.AddDownlink), lies(bench)
+    ahead(bench, (7, 0, b""))
+    await up.send(*answer(bench, await up.request(), data, digests)[:3])
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9))
+    await block_of(down)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/big"
+        bench.pool.submit(0, jobs.FetchJob(0, url, [], "e", "", SIZES["a/big.bin"]))
+        bench.pool.submit(0, jobs.RehashJob(2, bench.pin(2)))
+        assert (await bench.report(jobs.Got)).chunk == 2, "the job before it has begun"
+        await down.send(wait_for(0, 10), Header(Kind.REQUEST, 11, 0, 0, BLOCK).encode())
+        await down.send(Header(Kind.CANCEL, 10, 0).encode())
+        kinds = [await down.header(dataframe.DOWNWARD) for _ in range(2)]
+        assert [(one.kind, one.request) for one in kinds] == [(Kind.NOT_HAVE, 11), (Kind.END, 10)]
+
+
 async def test_digests_that_change_while_a_block_is_sent_end_the_answer_behind_it(bench):
     up, (data, digests) = await near(bench, jobs.AddDownlink), lies(bench)
     ahead(bench, (7, 0, b""))
@@ -832,6 +851,16 @@ async def test_digests_that_change_while_a_block_is_sent_end_the_answer_behind_i
     assert (frame.kind, frame.request, frame.status) == (Kind.END, 9, EndStatus.READ_ERROR)
 
 
+async def another_is_late(bench: Bench, link: int) -> None:
+    """Another peer is asked now, says nothing, and is given up: so long nobody has to answer."""
+    clock = bench.far_end()
+    bench.pool.submit(0, jobs.AddDownlink(link, b"q" * 16), clock.near)
+    bench.pool.submit(0, jobs.AskJob(100 + link, link, 2, bench.pin(2)))
+    ended = await bench.report(jobs.AskEnded)
+    assert (ended.request, ended.text) == (100 + link, "no byte came in time")
+    assert (await bench.report(jobs.LinkClosed)).link == link
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 async def test_silence_is_no_fault_of_who_is_asked_to_wait_but_inside_a_block_it_is(
     tmp_path, workers
@@ -840,13 +869,10 @@ async def test_silence_is_no_fault_of_who_is_asked_to_wait_but_inside_a_block_it
         up = await near(bench, jobs.AddDownlink)
         ahead(bench, (7, 0, bench.pin(0)), (8, 1, bench.pin(1)))
         first, second = await up.request(), await up.request()
-        clock = bench.far_end()  # another peer, asked afterwards: when it is late, so is this one
-        bench.pool.submit(0, jobs.AddDownlink(3, b"q" * 16), clock.near)
-        bench.pool.submit(0, jobs.AskJob(20, 3, 2, bench.pin(2)))
-        assert (await bench.report(jobs.AskEnded)).request == 20
-        assert (await bench.report(jobs.LinkClosed)).link == 3
+        await another_is_late(bench, 3)
         await up.send(*answer(bench, first, bench.data(0), bench.digests(0), last=True))
         assert (await bench.report(jobs.Got)).request == 7
+        await another_is_late(bench, 4)
         frames = answer(bench, second, bench.data(1), bench.digests(1), last=True)
         await up.send(*frames[:3], frames[3], frames[5][:100])
         ended = await bench.report(jobs.AskEnded)
