@@ -248,7 +248,8 @@ class Uplink(Polled):
             self._transfer = None
             self._wait(transfer)
             return
-        if transfer.waits and transfer.digests not in (b"", self._chunks.digests(header.chunk)):
+        sent = transfer.digests if transfer.waits else b""
+        if sent and sent != self._chunks.digests(header.chunk):
             self._answer(header, Kind.END, EndStatus.READ_ERROR)  # another one's bytes
             self._end_transfer(transfer)
             return
