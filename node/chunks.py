@@ -45,7 +45,7 @@ class Chunks:
         self._allocated: OrderedDict[Chunk, tuple[int, int]] = OrderedDict()
         self._relays: OrderedDict[Chunk, None] = OrderedDict()
         """chunks on their way of which all digests are known"""
-        self._waiting: dict[Chunk, list[Callable[[Chunk], None]]] = {}
+        self._waiting: dict[Chunk, dict[Callable[[Chunk], None], None]] = {}
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -85,6 +85,11 @@ class Chunks:
         """Keep a verified block's digest, before its byte in the state map says so."""
         os.pwrite(self._digests, digest, self._digest_at(chunk) + block * DIGEST_BYTES)
 
+    def has_digest(self, chunk: Chunk, block: int, digest: bytes) -> bool:
+        """It is the digest that is kept of the block."""
+        at = self._digest_at(chunk) + block * DIGEST_BYTES
+        return os.pread(self._digests, DIGEST_BYTES, at) == digest
+
     def block_span(self, offset: int, length: int) -> tuple[int, int]:
         """First block and end block of a range."""
         size = self.manifest.block_bytes
@@ -106,8 +111,9 @@ class Chunks:
         return self.digests(chunk) if chunk in self._relays or MISSING not in states else b""
 
     def wait(self, chunk: Chunk, call: Callable[[Chunk], None]) -> None:
-        """Call this once, when more of the chunk is here. It must not raise."""
-        self._waiting.setdefault(chunk, []).append(call)
+        """Call this once, when more of the chunk is here, however often it was told to wait. It
+        must not raise."""
+        self._waiting.setdefault(chunk, {})[call] = None
 
     def came(self, chunk: Chunk) -> None:
         """More of the chunk is here: whoever waits is called."""
@@ -115,8 +121,11 @@ class Chunks:
             call(chunk)
 
     def leave_relays(self, chunk: Chunk) -> None:
-        """The origin's bytes replace what peers sent: their digests count no more."""
+        """The origin's bytes replace what peers sent unpinned, which is passed on no more."""
         self._relays.pop(chunk, None)
+        for block, state in enumerate(self.map.blocks(chunk, 0, self.manifest.block_count(chunk))):
+            if state == RELAYED:
+                self.map.set(chunk, block, MISSING)
 
     def expect(self, chunk: Chunk, digests: bytes, *, pinned: bool) -> None:
         """A peer told the digests of all blocks: keep them, so that blocks can be passed on.
@@ -372,8 +381,11 @@ class Sink:
                 good = self.pin is None or chunk_pin([digest]) == self.pin
             if not good:
                 raise ChunkMismatch(f"block {self._block} of chunk {self.chunk} does not match")
+            relayed = self._mark == RELAYED and self._expected is not None
+            if relayed and not self._chunks.has_digest(self.chunk, self._block, digest):
+                return  # others' digests count meanwhile: with them it would pass for verified
             self._chunks.write(self.chunk, self._block_start, block)
-        if self._expected is None:
+        if not relayed:  # whatever others have told of it meanwhile
             self._chunks.store_digest(self.chunk, self._block, digest)
         self._chunks.map.set(self.chunk, self._block, self._mark)
         self._chunks.came(self.chunk)

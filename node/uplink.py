@@ -155,7 +155,8 @@ class Uplink(Polled):
             self._wait(_Transfer(header, header.offset, 0.0, waits=True))
         else:
             self._queue.append((header, len(self._queue) >= QUEUE))
-        if len(self._queue) > 16 * QUEUE or len(self._waiting) > WAITING_MOST:
+        waiting = len(self._waiting) + len(self._resumable)
+        if len(self._queue) > 16 * QUEUE or waiting > WAITING_MOST:
             raise RemoteProtocolError("a flood of requests on one data connection")
 
     def _cancel(self, request: int) -> None:
@@ -220,7 +221,7 @@ class Uplink(Polled):
             elif self._queue:
                 self._begin(*self._queue.popleft())
             elif self._resumable:
-                self._resume(self._resumable.popleft())
+                self._transfer = self._resumable.popleft()
             else:
                 break
         self._watch(self._wanted())
@@ -254,14 +255,6 @@ class Uplink(Polled):
             return
         self._cancelled.discard(header.request)
 
-    def _resume(self, transfer: _Transfer) -> None:
-        """Go on with an answer that waited, if the chunk is still what it was."""
-        header = transfer.header
-        if transfer.digests and transfer.digests != self._chunks.digests(header.chunk):
-            self._answer(header, Kind.END, EndStatus.READ_ERROR)
-        else:
-            self._transfer = transfer
-
     def _next_block(self, transfer: _Transfer) -> None:
         """A header for the next block, or the end of the answer."""
         header, manifest = transfer.header, self._chunks.manifest
@@ -277,6 +270,11 @@ class Uplink(Polled):
         if transfer.waits and not self._chunks.passable(header.chunk, transfer.at):
             self._transfer = None
             self._wait(transfer)
+            return
+        sent = transfer.digests if transfer.waits else b""
+        if sent and sent != self._chunks.digests(header.chunk):
+            self._answer(header, Kind.END, EndStatus.READ_ERROR)  # another one's bytes
+            self._end_transfer(transfer)
             return
         extent, size = manifest.extent(header.chunk), manifest.block_bytes
         size = min(size, transfer.end - transfer.at)

@@ -47,6 +47,8 @@ class Ahead:
         self._recalled: dict[Chunk, float] = {}
         """and then, until when, if they have begun to come"""
         self._overdue: dict[Chunk, None] = {}
+        self._wrong: set[tuple[NodeId, Chunk]] = set()
+        """what peers sent wrong; two of a peer are a quarantine, so these are few"""
         self._interval_s = Average(weight=0.05)
         self._late_s = Average(weight=0.1)
         """from being announced elsewhere to coming here by itself"""
@@ -81,10 +83,18 @@ class Ahead:
         return None if root == self._me else root
 
     def parent(self, chunk: Chunk, able: Callable[[NodeId], bool], now: float) -> NodeId | None:
-        """The nearest node above this one that can be asked, and is not slow."""
+        """The nearest node above this one that can be asked, is not slow, and has not sent this
+        chunk wrong."""
         above = self._trees.above(chunk) if self._trees is not None else ()
-        slow = self._slow_until
-        return next((n for n in above if able(n) and slow.get(n, -inf) <= now), None)
+        slow, wrong = self._slow_until, self._wrong
+        for node in above:
+            if able(node) and slow.get(node, -inf) <= now and (node, chunk) not in wrong:
+                return node
+        return None
+
+    def sent_wrong(self, node: NodeId, chunk: Chunk) -> None:
+        """It is not asked ahead for this chunk again: once it announces it, it is pulled."""
+        self._wrong.add((node, chunk))
 
     # -- requests ---------------------------------------------------------------------------------
 

@@ -96,7 +96,8 @@ class Picker:
 
     def has(self, peer: NodeId, *chunks: Chunk) -> None:
         """The peer holds these chunks."""
-        if (slot := self._slots.get(peer)) is not None:
+        slot = self._slots.get(peer)
+        if slot is not None and not self._complete_mask >> slot & 1:
             bit, holders = 1 << slot, self._holders
             for chunk in chunks:
                 holders[chunk] |= bit

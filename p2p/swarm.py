@@ -326,6 +326,7 @@ class Swarm:
         peer.complete = held.complete
         for chunk in held:
             self._backlog.passed(chunk, self._now)
+            self._ahead.heard(chunk, self._now)
         self._ahead.changed(self._now)
         self._picker.join(node, held)
         self._picker.set_ready(node, peer.waits_until <= self._now)
@@ -422,6 +423,8 @@ class Swarm:
         """The peer sent the chunk wrong."""
         self._corrupt_chunks += 1
         self._picker.lacks(node, chunk)
+        self._ahead.sent_wrong(node, chunk)
+        self._ask_ahead_in = 0
         self._out.append(ev.ReportCorruption(node, chunk))
         peer = self._book[node]
         peer.strikes += 1

@@ -21,7 +21,7 @@ import trio
 from node import jobs
 from node.chunks import Chunks
 from node.store import Cache, ChunkStore
-from node.uplink import QUEUE
+from node.uplink import QUEUE, WAITING_MOST
 from node.worker import WorkerSettings
 from node.workers import WorkerPool
 from p2p import dataframe
@@ -397,15 +397,36 @@ async def test_a_refusal_is_reported_and_the_connection_lives_on(
     await bench.report(jobs.Got)
 
 
-async def test_answers_out_of_order_and_data_that_was_not_asked_for_end_the_connection(bench):
+@pytest.mark.parametrize("kind", [Kind.DATA, Kind.END, Kind.BUSY, Kind.NOT_HAVE])
+@pytest.mark.parametrize(("number", "chunk"), [(1, 0), (0, 1)], ids=["number", "chunk"])
+async def test_an_answer_to_a_request_that_is_none_ends_the_connection(bench, kind, number, chunk):
     far = await near(bench, jobs.AddDownlink)
     bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
     asked = await far.request()
-    await far.send(Header(Kind.DATA, asked.request + 1, 0, 0, BLOCK).encode())
+    length = BLOCK if kind is Kind.DATA else 0
+    await far.send(Header(kind, asked.request + number, chunk, 0, length).encode())
     report = await bench.report(jobs.AskEnded)
-    assert report.why == "failed"
-    assert "out of order" in report.text
+    assert (report.request, report.why) == (7, "failed")
+    assert f"an answer to request {asked.request + number}, which is none here" in report.text
     assert await far.ended()
+
+
+async def test_answers_are_told_apart_by_number_block_by_block(bench):
+    far = await near(bench, jobs.AddDownlink)
+    asked = []
+    for request, chunk in ((7, 0), (8, 1)):
+        bench.pool.submit(0, jobs.AskJob(request, 1, chunk, bench.pin(chunk)))
+        asked.append(await far.request())
+    first, second = (
+        answer(bench, one, bench.data(one.chunk), bench.digests(one.chunk), last=True)
+        for one in asked
+    )
+    for at in range(0, len(first), 3):  # header, digests, payload
+        await far.send(*second[at : at + 3], *first[at : at + 3])
+    for request, chunk in ((8, 1), (7, 0)):
+        report = await bench.report(jobs.Got)
+        assert (report.request, report.chunk) == (request, chunk), "in the order of their ends"
+        assert bench.stored(chunk) == bench.data(chunk)
 
 
 async def test_data_beside_what_was_asked_for_ends_the_connection_and_none_of_it_is_kept(bench):
@@ -691,7 +712,384 @@ async def test_a_request_out_of_bounds_is_answered_by_the_end_of_its_connection(
     assert "request for" in (await bench.report(jobs.LinkClosed)).text
 
 
+# -- requests that wait ---------------------------------------------------------------------------
+
+
+def ahead(bench: Bench, *asks: tuple[int, int, bytes], link: int = 1) -> None:
+    """Ask the peer of a link ahead: request, chunk, pin or nothing."""
+    bench.pool.submit(0, jobs.AskAheadJob(link, [*asks]))
+
+
+async def downstream(bench: Bench, *, narrow: bool = False) -> FarEnd:
+    """A connection on which worker 0 serves a peer, as link 2."""
+    far = bench.far_end(narrow=narrow)
+    bench.pool.submit(0, jobs.AddUplink(2, PEER), far.near)
+    return far
+
+
+def wait_for(chunk: int, request: int, length: int = CHUNK, offset: int = 0) -> bytes:
+    """A request that waits."""
+    return Header(Kind.REQUEST, request, chunk, offset, length, Flag.WAIT).encode()
+
+
+async def block_of(far: FarEnd) -> tuple[Header, bytes, bytes]:
+    """The next frame, which has bytes: its header, digests and payload."""
+    frame = await far.header(dataframe.DOWNWARD)
+    assert frame.kind is Kind.DATA, frame
+    return frame, await far.read(frame.digests), await far.read(frame.length)
+
+
+async def everything_is_read(bench: Bench) -> None:
+    """Worker 0 has read what was sent to it before: it has answered something that came later."""
+    other = bench.far_end()
+    bench.pool.submit(0, jobs.AddUplink(9, PEER), other.near)
+    await other.send(Header(Kind.REQUEST, 1, 1, 0, BLOCK).encode())
+    assert (await other.header(dataframe.DOWNWARD)).kind is Kind.NOT_HAVE
+
+
+def lies(bench: Bench, chunk: int = 0) -> tuple[bytes, bytes]:
+    """Other bytes than those of a chunk, and their digests."""
+    data = bytes(byte ^ 1 for byte in bench.data(chunk))
+    blocks = range(0, len(data), BLOCK)
+    return data, b"".join(block_digest(data[at : at + BLOCK]) for at in blocks)
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "no pin"])
+async def test_a_waiting_request_is_answered_block_by_block_while_the_chunk_comes_in(bench, pinned):
+    up = await near(bench, jobs.AddDownlink)
+    ahead(bench, (7, 0, bench.pin(0) if pinned else b""))
+    asked = await up.request()
+    assert (asked.request, asked.chunk, asked.offset, asked.length) == (7, 0, 0, CHUNK)
+    assert asked.flags & Flag.WAIT
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9), Header(Kind.REQUEST, 10, 0, 0, BLOCK).encode())
+    frame = await down.header(dataframe.DOWNWARD)
+    assert (frame.kind, frame.request) == (Kind.NOT_HAVE, 10), "one that does not wait"
+    frames = answer(bench, asked, bench.data(0), bench.digests(0), last=True)
+    for at in range(0, CHUNK, BLOCK):
+        of_block = 3 * at // BLOCK
+        await up.send(*frames[of_block : of_block + 3])  # and the next when this one was passed on
+        frame, digests, data = await block_of(down)
+        assert (frame.request, frame.chunk, frame.offset) == (9, 0, at)
+        assert digests == (b"" if at else bench.digests(0))
+        assert data == bench.data(0)[at : at + BLOCK]
+        assert bool(frame.flags & Flag.LAST) == (at == CHUNK - BLOCK)
+    report = await bench.report(jobs.Got)
+    assert (report.request, report.pin, report.digests) == (7, bench.pin(0), bench.digests(0))
+    assert bench.stored(0) == bench.data(0)
+
+
+async def test_a_relayed_block_is_passed_on_but_not_served_before_the_pin_is_confirmed(bench):
+    up = await near(bench, jobs.AddDownlink)
+    ahead(bench, (7, 0, b""))
+    frames = answer(bench, await up.request(), bench.data(0), bench.digests(0), last=True)
+    await up.send(*frames[:3])
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9))
+    await block_of(down)
+    plain = Header(Kind.REQUEST, 10, 0, 0, BLOCK).encode()
+    await down.send(plain)
+    frame = await down.header(dataframe.DOWNWARD)
+    assert (frame.kind, frame.request) == (Kind.NOT_HAVE, 10)
+    await up.send(*frames[3:])
+    await bench.report(jobs.Got)
+    for _ in range(3):
+        await block_of(down)
+    await down.send(plain)
+    assert (await block_of(down))[2] == bench.data(0)[:BLOCK]
+
+
+async def test_answers_to_waiting_requests_go_on_in_turn_as_their_chunks_come_in(bench):
+    up = await near(bench, jobs.AddDownlink)
+    ahead(bench, (7, 0, b""), (8, 1, bench.pin(1)))
+    both = [
+        answer(bench, asked, bench.data(asked.chunk), bench.digests(asked.chunk), last=True)
+        for asked in (await up.request(), await up.request())
+    ]
+    down = await downstream(bench)
+    await down.send(wait_for(1, 9), wait_for(0, 10))
+    for at in range(0, CHUNK, BLOCK):
+        of_block = 3 * at // BLOCK
+        for chunk, request in ((0, 10), (1, 9)):
+            await up.send(*both[chunk][of_block : of_block + 3])
+            frame, _, data = await block_of(down)
+            assert (frame.request, frame.chunk, frame.offset) == (request, chunk, at)
+            assert data == bench.data(chunk)[at : at + BLOCK]
+    assert {(await bench.report(jobs.Got)).request for _ in range(2)} == {7, 8}
+
+
+async def test_plain_requests_are_answered_while_others_wait_on_the_same_connection(bench):
+    await bench.fetched(2)
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9), wait_for(1, 10))
+    for request in range(11, 21):
+        await down.send(Header(Kind.REQUEST, request, 2, BLOCK, 7).encode())
+        frame, _, data = await block_of(down)
+        assert (frame.request, data) == (request, bench.data(2)[BLOCK:])
+
+
+async def test_what_another_worker_brings_is_passed_on_when_it_is_whole(bench):
+    down = await downstream(bench)
+    plain = Header(Kind.REQUEST, 8, 0, 0, BLOCK).encode()
+    await down.send(wait_for(0, 9), plain)
+    assert (await down.header(dataframe.DOWNWARD)).kind is Kind.NOT_HAVE, "it waits by now"
+    bench.pool.submit(bench.pool.count - 1, bench.fetch_job(0))
+    got = b""
+    for _ in range(CHUNK // BLOCK):
+        frame, digests, data = await block_of(down)
+        assert digests in (b"", bench.digests(0))
+        got += data
+    assert got == bench.data(0)
+    assert frame.flags & Flag.LAST
+
+
+async def test_a_waiting_request_for_a_part_brings_all_digests_and_that_part(bench):
+    await bench.fetched(0)
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9, offset=BLOCK, length=BLOCK))
+    frame, digests, data = await block_of(down)
+    assert (frame.offset, digests) == (BLOCK, bench.digests(0))
+    assert data == bench.data(0)[BLOCK : 2 * BLOCK]
+    assert frame.flags & Flag.LAST
+
+
+async def test_a_chunk_of_one_block_comes_with_its_digest_to_those_who_waited(bench):
+    one = bench.manifest.chunk_count - 1
+    await bench.fetched(one)
+    down = await downstream(bench)
+    await down.send(wait_for(one, 9, length=1))
+    assert (await block_of(down))[1:] == (bench.digests(one), bench.data(one))
+
+
+async def test_a_cancelled_request_that_waits_is_ended_between_frames_and_never_inside_a_payload(
+    bench,
+):
+    await bench.fetched(0)
+    down = await downstream(bench, narrow=True)
+    await down.send(wait_for(1, 9), Header(Kind.REQUEST, 10, 0, 0, CHUNK).encode())
+    frame = await down.header(dataframe.DOWNWARD)
+    # The socket takes a few KiB: the block's payload is under way when the cancel comes.
+    await down.send(Header(Kind.CANCEL, 9, 1).encode())
+    await everything_is_read(bench)
+    await down.read(frame.digests)
+    got, ended = await down.read(frame.length), []
+    while len(got) < CHUNK or not ended:
+        frame = await down.header(dataframe.DOWNWARD)
+        if frame.kind is Kind.END:
+            ended.append((frame.request, frame.chunk, frame.status))
+        else:
+            assert frame.request == 10
+            got += await down.read(frame.length)
+    assert got == bench.data(0)
+    assert ended == [(9, 1, EndStatus.CANCELLED)]
+
+
+async def test_a_waiting_answer_that_is_cancelled_in_a_block_ends_behind_it(bench):
+    await bench.fetched(0)
+    down = await downstream(bench, narrow=True)
+    await down.send(wait_for(0, 9))
+    frame = await down.header(dataframe.DOWNWARD)
+    await down.send(Header(Kind.CANCEL, 9, 0).encode())
+    await everything_is_read(bench)
+    await down.read(frame.digests)
+    assert await down.read(frame.length) == bench.data(0)[:BLOCK]
+    frame = await down.header(dataframe.DOWNWARD)
+    assert (frame.kind, frame.request, frame.status) == (Kind.END, 9, EndStatus.CANCELLED)
+
+
+async def test_a_waiting_answer_that_is_cancelled_between_blocks_gets_no_more_of_them(bench):
+    up = await near(bench, jobs.AddDownlink)
+    ahead(bench, (7, 0, b""))
+    frames = answer(bench, await up.request(), bench.data(0), bench.digests(0), last=True)
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9))
+    await up.send(*frames[:3])
+    await block_of(down)
+    await down.send(Header(Kind.CANCEL, 9, 0).encode())
+    frame = await down.header(dataframe.DOWNWARD)
+    assert (frame.kind, frame.request, frame.status) == (Kind.END, 9, EndStatus.CANCELLED)
+    await up.send(*frames[3:])
+    await bench.report(jobs.Got)
+    await down.send(Header(Kind.REQUEST, 10, 0, 0, BLOCK).encode())
+    assert (await block_of(down))[0].request == 10, "the next that comes"
+
+
+async def test_a_cancel_of_no_request_is_no_answer(bench):
+    await bench.fetched(2)
+    down = await downstream(bench)
+    await down.send(Header(Kind.CANCEL, 5, 0).encode(), wait_for(2, 9, length=BLOCK + 7))
+    assert (await block_of(down))[0].request == 9
+
+
+@pytest.mark.parametrize("chunk", [0, 1], ids=["here", "not here"])
+async def test_a_flood_of_waiting_requests_ends_the_connection(bench, chunk):
+    await bench.fetched(0)
+    down = await downstream(bench, narrow=True)
+    await down.send(*(wait_for(chunk, request) for request in range(1, WAITING_MOST + 3)))
+    assert "flood" in (await bench.report(jobs.LinkClosed)).text
+
+
+async def test_as_many_waiting_requests_as_may_be_are_no_flood(bench):
+    await bench.fetched(2)
+    down = await downstream(bench)
+    await down.send(*(wait_for(1, request) for request in range(1, WAITING_MOST + 1)))
+    await down.send(Header(Kind.REQUEST, 5000, 2, BLOCK, 7).encode())
+    assert (await block_of(down))[0].request == 5000
+
+
+async def test_digests_that_change_between_blocks_end_the_answer_and_not_the_connection(bench):
+    up, (data, digests) = await near(bench, jobs.AddDownlink), lies(bench)
+    ahead(bench, (7, 0, b""))
+    await up.send(*answer(bench, await up.request(), data, digests)[:3])
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9))
+    assert (await block_of(down))[1:] == (digests, data[:BLOCK])
+    bench.pool.submit(bench.pool.count - 1, bench.fetch_job(0))
+    frame = await down.header(dataframe.DOWNWARD)
+    assert (frame.kind, frame.request, frame.status) == (Kind.END, 9, EndStatus.READ_ERROR)
+    await bench.report(jobs.Got)
+    await down.send(Header(Kind.REQUEST, 10, 0, 0, BLOCK).encode())
+    assert (await block_of(down))[1:] == (bench.digests(0), bench.data(0)[:BLOCK])
+
+
+async def test_what_was_relayed_is_passed_on_no_more_while_the_origin_brings_the_chunk(bench):
+    await bench.fetched(2)
+    up, (data, digests) = await near(bench, jobs.AddDownlink), lies(bench)
+    ahead(bench, (7, 0, b""))
+    await up.send(*answer(bench, await up.request(), data, digests)[:3])
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9))
+    await block_of(down)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/big"
+        bench.pool.submit(0, jobs.FetchJob(0, url, [], "e", "", SIZES["a/big.bin"]))
+        bench.pool.submit(0, jobs.RehashJob(2, bench.pin(2)))
+        assert (await bench.report(jobs.Got)).chunk == 2, "the job before it has begun"
+        await down.send(wait_for(0, 10), Header(Kind.REQUEST, 11, 0, 0, BLOCK).encode())
+        await down.send(Header(Kind.CANCEL, 10, 0).encode())
+        kinds = [await down.header(dataframe.DOWNWARD) for _ in range(2)]
+        assert [(one.kind, one.request) for one in kinds] == [(Kind.NOT_HAVE, 11), (Kind.END, 10)]
+
+
+async def test_digests_that_change_while_a_block_is_sent_end_the_answer_behind_it(bench):
+    up, (data, digests) = await near(bench, jobs.AddDownlink), lies(bench)
+    ahead(bench, (7, 0, b""))
+    await up.send(*answer(bench, await up.request(), data, digests)[:6])
+    down = await downstream(bench, narrow=True)
+    await down.send(wait_for(0, 9))
+    frame = await down.header(dataframe.DOWNWARD)
+    await bench.fetched(0)  # the rest of the block waits until somebody reads
+    await down.read(frame.digests + frame.length)
+    frame = await down.header(dataframe.DOWNWARD)
+    assert (frame.kind, frame.request, frame.status) == (Kind.END, 9, EndStatus.READ_ERROR)
+
+
+async def another_is_late(bench: Bench, link: int) -> None:
+    """Another peer is asked now, says nothing, and is given up: so long nobody has to answer."""
+    clock = bench.far_end()
+    bench.pool.submit(0, jobs.AddDownlink(link, b"q" * 16), clock.near)
+    bench.pool.submit(0, jobs.AskJob(100 + link, link, 2, bench.pin(2)))
+    ended = await bench.report(jobs.AskEnded)
+    assert (ended.request, ended.text) == (100 + link, "no byte came in time")
+    assert (await bench.report(jobs.LinkClosed)).link == link
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_silence_is_no_fault_of_who_is_asked_to_wait_but_inside_a_block_it_is(
+    tmp_path, workers
+):
+    async with running(tmp_path, workers, first_byte_s=0.3, stall_s=0.3) as bench:
+        up = await near(bench, jobs.AddDownlink)
+        ahead(bench, (7, 0, bench.pin(0)), (8, 1, bench.pin(1)))
+        first, second = await up.request(), await up.request()
+        await another_is_late(bench, 3)
+        await up.send(*answer(bench, first, bench.data(0), bench.digests(0), last=True))
+        assert (await bench.report(jobs.Got)).request == 7
+        await another_is_late(bench, 4)
+        frames = answer(bench, second, bench.data(1), bench.digests(1), last=True)
+        await up.send(*frames[:3], frames[3], frames[5][:100])
+        ended = await bench.report(jobs.AskEnded)
+        assert (ended.request, ended.why, ended.text) == (8, "failed", "no byte came in time")
+        with closing(Chunks(bench.store.directory)) as chunks:
+            assert chunks.missing_range(1) == (BLOCK, CHUNK)
+
+
+async def test_silence_on_a_plain_request_counts_though_others_wait(tmp_path):
+    async with running(tmp_path, 0, first_byte_s=0.3, stall_s=0.3) as bench:
+        await near(bench, jobs.AddDownlink)
+        ahead(bench, (7, 0, bench.pin(0)))
+        bench.pool.submit(0, jobs.AskJob(8, 1, 1, bench.pin(1)))
+        ended = {(await bench.report(jobs.AskEnded)).request for _ in range(2)}
+        assert ended == {7, 8}
+
+
+async def test_a_request_is_called_back_only_if_nothing_of_its_answer_has_come(bench):
+    up = await near(bench, jobs.AddDownlink)
+    ahead(bench, (7, 0, b""), (8, 1, b""))
+    begun, quiet = await up.request(), await up.request()
+    frames = answer(bench, begun, bench.data(0), bench.digests(0), last=True)
+    await up.send(*frames[:3])
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9))
+    await block_of(down)  # so it has come
+    for request in (7, 8):
+        bench.pool.submit(0, jobs.CancelJob(request, idle=True))
+    cancel = await up.request()
+    assert (cancel.kind, cancel.request) == (Kind.CANCEL, 8)
+    await up.send(*frames[3:])
+    assert (await bench.report(jobs.Got)).request == 7
+    await up.send(Header(Kind.END, 8, quiet.chunk, status=EndStatus.CANCELLED).encode())
+    ended = await bench.report(jobs.AskEnded)
+    assert (ended.request, ended.why) == (8, "failed")
+
+
+async def test_what_is_here_by_now_needs_no_request(bench):
+    await bench.fetched(0)
+    up = await near(bench, jobs.AddDownlink)
+    ahead(bench, (7, 0, b""), (8, 1, b""))
+    assert (await up.request()).request == 8
+    report = await bench.report(jobs.Got)
+    assert (report.request, report.pin) == (7, bench.pin(0))
+
+
+async def test_on_a_connection_that_is_gone_nothing_waits(bench):
+    ahead(bench, (7, 0, b""), (8, 1, b""), link=5)
+    for request in (7, 8):
+        report = await bench.report(jobs.AskEnded)
+        assert (report.request, report.why) == (request, "failed")
+
+
+async def test_a_lie_that_was_relayed_costs_one_more_request_and_is_never_read(bench):
+    up, (data, digests) = await near(bench, jobs.AddDownlink), lies(bench)
+    ahead(bench, (7, 0, b""))
+    await up.send(*answer(bench, await up.request(), data, digests)[:3])
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9))
+    await block_of(down)
+    bench.pool.submit(0, jobs.AskJob(8, 1, 0, bench.pin(0)))
+    asked = await up.request()
+    assert asked.offset == BLOCK, "the first is here, if it is right"
+    await up.send(*answer(bench, asked, bench.data(0), bench.digests(0), last=True))
+    assert (await bench.report(jobs.AskEnded)).request == 8
+    bench.pool.submit(0, jobs.AskJob(10, 1, 0, bench.pin(0)))
+    asked = await up.request()
+    assert (asked.offset, asked.length) == (0, BLOCK)
+    await up.send(*answer(bench, asked, bench.data(0), bench.digests(0), last=True))
+    assert (await bench.report(jobs.Got)).request == 10
+    assert bench.stored(0) == bench.data(0)
+
+
 # -- a worker's death -----------------------------------------------------------------------------
+
+
+async def test_what_waited_at_a_dead_worker_is_answered(tmp_path):
+    async with running(tmp_path, 2) as bench:
+        up = await near(bench, jobs.AddDownlink)
+        ahead(bench, (7, 0, b""), (8, 1, b""))
+        await up.request()
+        os.kill(bench.pool.pids[0] or 0, signal.SIGKILL)
+        assert {(await bench.report(jobs.AskEnded)).request for _ in range(2)} == {7, 8}
+        assert (await bench.report(jobs.LinkClosed)).link == 1
 
 
 async def test_what_a_dead_worker_owed_is_answered_and_the_next_one_works(tmp_path):

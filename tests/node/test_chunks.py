@@ -5,11 +5,13 @@ Goal: no reader ever sees a byte that was not verified, whatever fails in betwee
 
 import errno
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import pytest
 
 from node.chunks import SPARE_BUFFERS, ChunkMismatch, Chunks, Sink
+from node.statemap import MISSING, RELAYED, VERIFIED
 from node.store import Cache, ChunkStore
 from p2p.digest import block_digest, chunk_pin
 from p2p.errors import StoreError, StoreFull
@@ -154,3 +156,197 @@ def test_memory_is_one_block_a_transfer_and_some_are_kept_for_the_next(chunks):
     with closing(Sink(chunks, 0, None)) as sink:
         assert sink.window().obj is last, "the one whose lines are still in cache"
         assert len(sink.window()) == BLOCK
+
+
+# -- blocks that are passed on before their pin is confirmed --------------------------------------
+
+DIGESTS = block_digest(GOOD[:BLOCK]) * 4
+PIN = chunk_pin(DIGESTS)
+LIES = block_digest(OTHER[:BLOCK]) * 4
+
+
+def states(chunks: Chunks, chunk: int = 0) -> list[int]:
+    return list(chunks.map.blocks(chunk, 0, chunks.manifest.block_count(chunk)))
+
+
+def passable(chunks: Chunks, chunk: int = 0) -> list[bool]:
+    blocks = range(chunks.manifest.block_count(chunk))
+    return [chunks.passable(chunk, block * BLOCK) for block in blocks]
+
+
+@contextmanager
+def coming(chunks: Chunks, pin: bytes, digests: bytes, chunk: int = 0) -> Iterator[Sink]:
+    """A chunk comes from a peer, which has told its digests."""
+    with closing(Sink(chunks, chunk, pin)) as sink:
+        sink.expect(digests)
+        yield sink
+
+
+def test_without_a_pin_blocks_are_passed_on_and_neither_read_nor_served_until_it_is_confirmed(
+    chunks,
+):
+    with coming(chunks, b"", DIGESTS) as sink:
+        assert passable(chunks) == [False] * 4
+        fill(sink, GOOD[: 2 * BLOCK])
+        assert states(chunks) == [RELAYED, RELAYED, MISSING, MISSING]
+        assert passable(chunks) == [True, True, False, False]
+        assert not chunks.verified(0, 0, 1)
+        assert chunks.map.find_missing(0, 4) == 0, "for readers"
+        assert chunks.missing_range(0) == (2 * BLOCK, CHUNK), "not to be asked for again"
+        fill(sink, GOOD[2 * BLOCK :])
+        assert sink.pin == PIN, "its digests made it"
+    assert states(chunks) == [RELAYED] * 4
+    assert not chunks.verified(0, 0, CHUNK)
+    assert chunks.settle(0, PIN) == DIGESTS
+    assert states(chunks) == [VERIFIED] * 4
+    assert chunks.verified(0, 0, CHUNK)
+    assert stored(chunks) == GOOD
+
+
+def test_a_pin_that_nobody_knew_is_made_by_the_digests(chunks):
+    with coming(chunks, b"", DIGESTS) as sink:
+        fill(sink, GOOD)
+    assert chunks.settle(0, b"") == DIGESTS
+    assert states(chunks) == [VERIFIED] * 4
+
+
+def test_what_does_not_make_the_pin_is_dropped_and_what_was_verified_stays(chunks):
+    with closing(Sink(chunks, 0, None, (0, BLOCK))) as fetched:
+        fill(fetched, GOOD[:BLOCK])
+    mixed = DIGESTS[:16] + LIES[16:]
+    with coming(chunks, b"", mixed) as sink:
+        fill(sink, OTHER[BLOCK:])
+    assert states(chunks) == [VERIFIED, RELAYED, RELAYED, RELAYED]
+    assert chunks.settle(0, PIN) == b""
+    assert states(chunks) == [VERIFIED, MISSING, MISSING, MISSING]
+
+
+def test_with_a_pin_blocks_are_verified_at_once_and_passed_on_one_by_one(chunks):
+    with coming(chunks, PIN, DIGESTS) as sink:
+        fill(sink, GOOD[: BLOCK + 5])
+        assert states(chunks) == [VERIFIED, MISSING, MISSING, MISSING]
+        assert passable(chunks) == [True, False, False, False]
+
+
+def test_pinned_digests_confirm_relayed_blocks_that_have_them_and_drop_the_others(chunks):
+    mixed = LIES[:16] + DIGESTS[16:]
+    with coming(chunks, b"", mixed) as sink:
+        fill(sink, OTHER[:BLOCK] + GOOD[: 2 * BLOCK])
+    assert states(chunks) == [RELAYED, RELAYED, RELAYED, MISSING]
+    with coming(chunks, PIN, DIGESTS):
+        assert states(chunks) == [MISSING, VERIFIED, VERIFIED, MISSING]
+        assert passable(chunks) == [False, True, True, False]
+    assert chunks.digests(0) == DIGESTS
+
+
+def test_unpinned_digests_drop_relayed_blocks_that_have_others_and_confirm_none(chunks):
+    with coming(chunks, b"", LIES[:16] + DIGESTS[16:]) as sink:
+        fill(sink, OTHER[:BLOCK] + GOOD[:BLOCK])
+    with coming(chunks, b"", DIGESTS):
+        assert states(chunks) == [MISSING, RELAYED, MISSING, MISSING]
+    assert chunks.digests(0) == DIGESTS
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_digests_that_are_not_those_of_a_verified_block_are_refused(chunks, pinned):
+    with closing(Sink(chunks, 0, None, (BLOCK, 2 * BLOCK))) as fetched:
+        fill(fetched, GOOD[:BLOCK])
+    pin = chunk_pin(LIES) if pinned else b""
+    with closing(Sink(chunks, 0, pin)) as sink, pytest.raises(ChunkMismatch, match="chunk 0"):
+        sink.expect(LIES)
+    assert states(chunks) == [MISSING, VERIFIED, MISSING, MISSING]
+    assert chunks.digests(0)[16:32] == DIGESTS[16:32]
+
+
+def test_a_block_of_digests_that_were_replaced_meanwhile_is_not_kept(chunks):
+    with coming(chunks, b"", LIES) as liar, coming(chunks, PIN, DIGESTS) as honest:
+        fill(liar, OTHER[:BLOCK])
+        assert states(chunks) == [MISSING] * 4
+        fill(honest, GOOD[:BLOCK])
+        fill(liar, OTHER[BLOCK:])
+    assert states(chunks) == [VERIFIED, MISSING, MISSING, MISSING]
+    with coming(chunks, PIN, DIGESTS):
+        assert states(chunks) == [VERIFIED, MISSING, MISSING, MISSING], (
+            "nothing wrong was confirmed"
+        )
+
+
+def test_verified_blocks_have_their_own_digests_whatever_others_told_meanwhile(chunks):
+    with coming(chunks, PIN, DIGESTS) as honest, coming(chunks, b"", LIES) as liar:
+        fill(honest, GOOD[:BLOCK])
+        fill(liar, OTHER[: 2 * BLOCK])
+        fill(honest, GOOD[BLOCK:])
+        assert liar.duplicate_bytes == BLOCK
+    assert chunks.settle(0, PIN) == DIGESTS
+    assert stored(chunks) == GOOD
+
+
+def test_the_origins_bytes_replace_what_peers_sent_unpinned(chunks):
+    with coming(chunks, b"", LIES) as sink:
+        fill(sink, OTHER[: 2 * BLOCK])
+    chunks.leave_relays(0)
+    assert passable(chunks) == [False] * 4, "they may be wrong: a fetch is not begun for nothing"
+    assert chunks.missing_spans(0) == [(0, CHUNK)], "all of it, what was relayed as well"
+    with closing(Sink(chunks, 0, None, (0, CHUNK))) as fetched:
+        fill(fetched, GOOD)
+        assert fetched.duplicate_bytes == 0
+    assert stored(chunks) == GOOD
+    assert chunks.digests(0) == DIGESTS
+    assert states(chunks) == [VERIFIED] * 4
+    assert passable(chunks) == [True] * 4
+
+
+def test_the_origin_is_not_asked_for_what_is_verified(chunks):
+    with closing(Sink(chunks, 0, None, (BLOCK, 2 * BLOCK))) as fetched:
+        fill(fetched, GOOD[:BLOCK])
+    with coming(chunks, b"", DIGESTS) as sink:
+        fill(sink, GOOD[:BLOCK])
+    assert chunks.missing_spans(0) == [(0, BLOCK), (2 * BLOCK, CHUNK)]
+
+
+def test_a_whole_chunk_is_passed_on_whoever_brought_it(chunks, tmp_path):
+    with closing(Sink(chunks, 2, None)) as sink:
+        fill(sink, bytes(BLOCK + 7))
+    with closing(Chunks(chunks._files.parent)) as other:  # another worker's view
+        assert passable(other, 2) == [True, True]
+
+
+def test_half_a_chunk_is_passed_on_only_where_its_digests_are_known(chunks):
+    with coming(chunks, PIN, DIGESTS) as sink:
+        fill(sink, GOOD[:BLOCK])
+    with closing(Chunks(chunks._files.parent)) as other:
+        assert passable(other) == [False] * 4
+
+
+def test_who_waits_for_a_chunk_is_called_once_for_each_time_it_waits(chunks):
+    called: list[tuple[str, int]] = []
+
+    def one(chunk: int) -> None:
+        called.append(("one", chunk))
+        chunks.wait(0, other)
+
+    def other(chunk: int) -> None:
+        called.append(("other", chunk))
+
+    for _ in range(3):
+        chunks.wait(0, one)
+    chunks.wait(1, other)
+    chunks.came(0)
+    assert called == [("one", 0)], "however often it said that it waits"
+    chunks.came(0)
+    chunks.came(0)
+    chunks.came(1)
+    assert called == [("one", 0), ("other", 0), ("other", 1)]
+
+
+def test_who_waits_is_called_at_each_block_when_it_may_be_passed_on(chunks):
+    seen: list[list[bool]] = []
+
+    def call(chunk: int) -> None:
+        seen.append(passable(chunks, chunk))
+        chunks.wait(chunk, call)
+
+    chunks.wait(0, call)
+    with coming(chunks, b"", DIGESTS) as sink:
+        fill(sink, GOOD[: 2 * BLOCK + 9])
+        assert seen == [[True, False, False, False], [True, True, False, False]]

@@ -25,7 +25,7 @@ class Side:
     def __init__(self, node: NodeId, token: bytes) -> None:
         self._send, self._events = trio.open_memory_channel[events.Event](100)
         self.peers = Peers(node, token, Timeouts())
-        self.peers.attach(MANIFEST, CHUNKS, lambda: b"\x80", self._send.send_nowait, None)
+        self.peers.attach(MANIFEST, CHUNKS, lambda _: b"\x80", self._send.send_nowait, None)
         self.address = ""
 
     async def event(self) -> events.Event:

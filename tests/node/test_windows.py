@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from node.windows import NEAR_S, Windows, round_trip_s, window_bytes
+from node.windows import NEAR_S, Unsent, Windows, round_trip_s, window_bytes
 from p2p.units import KIB
 
 LEAST, MOST = 48 * KIB, 192 * KIB
@@ -143,3 +143,92 @@ def test_nothing_is_judged_before_a_span_is_over_or_when_a_connections_bytes_are
     assert [sock.asked for sock in socks] == [(), (), ()]
     windows.fit(socks, 1_250_000, 1.25)
     assert [sock.asked for sock in socks] == [(LEAST,)] * 3
+
+
+# -- what the kernel takes ahead of the wire ------------------------------------------------------
+
+
+def unsent(sock: socket.socket) -> int:
+    """What the kernel may hold unsent, as it says itself; the socket module has no name for it."""
+    tcp_notsent_lowat = 25
+    return sock.getsockopt(socket.IPPROTO_TCP, tcp_notsent_lowat)
+
+
+class Sending:
+    """Limits, and the bytes that went out so far."""
+
+    def __init__(self) -> None:
+        self.limits, self.sent, self.now = Unsent(), 0, 1000.0
+        self.limits.fit([], 0, self.now)
+
+    def fit(self, socks: list[Recorded], rate: float, span_s: float = 0.25) -> list[int]:
+        """A span at this rate, and a look; what the kernel says then."""
+        self.sent += int(rate * span_s)
+        self.now += span_s
+        self.limits.fit(socks, self.sent, self.now)
+        return [unsent(sock) for sock in socks]
+
+
+@pytest.fixture
+def senders() -> Iterator[list[socket.socket]]:
+    """The sending ends of two TCP connections on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dialled = [socket.create_connection(listener.getsockname()) for _ in range(2)]
+        accepted = [listener.accept()[0] for _ in range(2)]
+    yield dialled
+    for sock in (*dialled, *accepted):
+        sock.close()
+
+
+@pytest.mark.parametrize(
+    ("rate", "size"),
+    [
+        (1_000_000, 16 * KIB), (12_500_000, 16 * KIB), (12_603_076, 16 * KIB),
+        (12_604_000, 16_385), (125_000_000, 162_500), (1_250_000_000, 1_625_000),
+    ],
+)  # fmt: skip
+def test_each_connection_holds_what_goes_out_in_1_3_ms_and_16_kib_at_least(senders, rate, size):
+    assert Sending().fit(senders, rate) == [size, size]
+
+
+def test_a_link_on_which_nothing_was_sent_is_left_to_the_kernel(senders):
+    before = [unsent(sock) for sock in senders]
+    assert Sending().fit(senders, 0) == before
+
+
+def test_the_limit_follows_changes_by_more_than_half(senders):
+    sending = Sending()
+    for rate, size in (
+        (100_000_000, 130_000), (150_000_000, 130_000), (150_001_000, 195_001),
+        (0, 195_001), (0, 195_001), (0, 195_001), (0, 79_872),
+    ):  # fmt: skip
+        assert sending.fit(senders[:1], rate) == [size], rate
+
+
+def test_a_new_connection_gets_the_limit_of_the_others_and_a_closed_one_is_skipped(senders):
+    sending, before = Sending(), unsent(senders[1])
+    assert sending.fit(senders[:1], 100_000_000) == [130_000]
+    assert unsent(senders[1]) == before
+    assert sending.fit(senders, 100_000_000) == [130_000, 130_000]
+    senders[0].close()
+    sending.sent, sending.now = sending.sent + 50_000_000, sending.now + 0.25
+    sending.limits.fit(senders, sending.sent, sending.now)
+    assert unsent(senders[1]) == 260_000
+
+
+def test_a_connection_that_takes_no_limit_is_skipped(senders):
+    one, other = socket.socketpair()
+    with one, other:
+        sending = Sending()
+        sending.sent, sending.now = 25_000_000, sending.now + 0.25
+        sending.limits.fit([one, *senders], sending.sent, sending.now)
+    assert [unsent(sock) for sock in senders] == [130_000, 130_000]
+
+
+def test_no_limit_is_set_before_a_span_is_over_or_when_a_connections_bytes_are_gone(senders):
+    before, limits = unsent(senders[0]), Unsent()
+    for sent, now in ((5_000_000, 0.0), (90_000_000, 0.1), (1_000_000, 0.15), (26_000_000, 0.34)):
+        limits.fit(senders, sent, now)
+        assert unsent(senders[0]) == before
+    limits.fit(senders, 26_000_000, 0.4)
+    assert unsent(senders[0]) == 130_000

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from p2p import events as ev
+from p2p.ahead import GRACE_LEAST_S, SETTLE_S, STUCK_S
 from p2p.bitfield import Bitfield
 from p2p.events import Source
 from p2p.ids import Chunk, NodeId
@@ -48,6 +49,12 @@ def swarm(held: str = "", **peers: str) -> Swarm:
     return drawn
 
 
+def settled(held: str = "", **peers: str) -> tuple[Swarm, list[ev.Command]]:
+    """The same a moment later: the trees are drawn. And what was commanded then."""
+    drawn = swarm(held, **peers)
+    return drawn, drawn.handle(ev.DeadlinePassed(), SETTLE_S)
+
+
 def of(kind: type, commands: list[ev.Command]) -> list:
     return [command for command in commands if isinstance(command, kind)]
 
@@ -67,15 +74,30 @@ def test_the_rarest_chunk_is_asked_for_first():
     assert (second.chunk, second.peer) == (1, node("b")), "one holder against two of chunk 2"
 
 
-def test_a_lease_is_fetched_reported_and_announced_at_once():
-    drawn = swarm(a="........")
+def test_a_lease_is_fetched_reported_and_announced_to_its_root_at_once():
+    """Of two nodes each is the root of every second chunk."""
+    drawn, _ = settled(a="........")
     assert drawn.wanted_leases == Limits().origin_fetches, "just in time, not all there are"
-    assert drawn.handle(ev.LeasesGranted((3,)), 0.0) == [ev.Fetch(3)]
-    assert drawn.fetching == (3,)
+    assert of(ev.Fetch, drawn.handle(ev.LeasesGranted((3, 2)), 1.0)) == [ev.Fetch(3), ev.Fetch(2)]
+    assert drawn.fetching == (3, 2)
     commands = drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, pin(3)), 1.0)
     assert ev.ReportFetched(((3, pin(3)),)) in commands
-    assert ev.SendHave((node("a"),), ((3, pin(3)),)) in commands
-    assert drawn.fetching == ()
+    assert of(ev.SendHave, commands) == [ev.SendHave((node("a"),), ((3, pin(3)),))]
+    assert drawn.fetching == (2,)
+    commands = drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
+    assert of(ev.SendHave, commands) == [], "this node is the root"
+
+
+def test_of_many_nodes_only_the_root_hears_of_a_fetched_chunk_at_once_unless_it_holds_it():
+    drawn, _ = settled(a="........", b="........", c="........", d=".......#")
+    drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
+    for chunk, root in ((2, "b"), (4, "d")):
+        commands = drawn.handle(ev.ChunkVerified(chunk, Source.ORIGIN, pin(chunk)), 1.0)
+        told = ev.SendHave((node(root),), ((chunk, pin(chunk)),))
+        assert of(ev.SendHave, commands) == [told]
+    drawn.handle(ev.PeerHas(node("c"), ((3, pin(3)),)), 1.0)
+    held = drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, pin(3)), 1.0)
+    assert of(ev.SendHave, held) == [], "the root announced it before"
 
 
 def come(drawn: Swarm, now: float) -> list[ev.SendHave]:
@@ -85,15 +107,14 @@ def come(drawn: Swarm, now: float) -> list[ev.SendHave]:
     return of(ev.SendHave, drawn.handle(done, now))
 
 
-def test_a_chunk_from_a_peer_is_told_to_its_tree_at_once_and_to_all_exactly_at_the_deadline():
-    """Of the ring me, a, b with two children each, I am the root of the trees of even chunks."""
+def test_a_chunk_from_a_peer_is_told_to_nobody_at_once_and_to_all_exactly_at_the_deadline():
     drawn = swarm(a="##......", b="........")
-    told = {have.pins[0][0]: have.peers for _ in range(2) for have in come(drawn, 1.0)}
-    assert told == {0: (node("b"),)}, "a holds it, and of chunk 1 this node is a leaf"
-    assert drawn.next_deadline() == 1.0 + Limits().have_delay_s
-    before = drawn.next_deadline() - 0.001
-    assert of(ev.SendHave, drawn.handle(ev.DeadlinePassed(), before)) == []
-    (have,) = of(ev.SendHave, drawn.handle(ev.DeadlinePassed(), drawn.next_deadline()))
+    drawn.handle(ev.DeadlinePassed(), SETTLE_S)
+    assert [come(drawn, 1.0) for _ in range(2)] == [[], []]
+    due = 1.0 + Limits().have_delay_s
+    assert drawn.next_deadline() == due
+    assert of(ev.SendHave, drawn.handle(ev.DeadlinePassed(), due - 0.001)) == []
+    (have,) = of(ev.SendHave, drawn.handle(ev.DeadlinePassed(), due))
     assert have.peers == (node("a"), node("b"))
     assert sorted(have.pins) == [(0, pin(0)), (1, pin(1))]
 
@@ -109,7 +130,8 @@ def test_a_request_four_times_as_slow_as_others_is_asked_of_another_holder():
     assert of(ev.CancelAsk, drawn.handle(ev.DeadlinePassed(), 4.0)) == [], "nobody else holds it"
     assert drawn._late[slow] == 8.0, "looked at again"
     drawn.handle(ev.PeerReady(node("b"), bits("###.....")), 5.0)
-    assert of(ev.CancelAsk, drawn.handle(ev.DeadlinePassed(), 7.999)) == []
+    commands = drawn.handle(ev.DeadlinePassed(), 7.999)
+    assert slow not in [cancel.request for cancel in of(ev.CancelAsk, commands)]
     commands = drawn.handle(ev.DeadlinePassed(), 8.0)
     assert of(ev.CancelAsk, commands) == [ev.CancelAsk(slow, node("a"))]
     assert [(a.chunk, a.peer) for a in of(ev.Ask, commands)] == [(ask.chunk, node("b"))]
@@ -118,11 +140,20 @@ def test_a_request_four_times_as_slow_as_others_is_asked_of_another_holder():
     assert ask.chunk in drawn.held
 
 
+def test_a_peer_in_the_place_of_a_seeder_that_left_is_not_taken_for_it():
+    drawn = swarm(held=".#######", a="########")
+    drawn.handle(ev.PeerHas(node("a"), ((0, pin(0)),)), 0.0)  # as its bitfield had said
+    drawn.handle(ev.PeerLost(node("a")), 0.0)
+    assert of(ev.Ask, drawn.handle(ev.PeerReady(node("b"), bits("........")), 0.0)) == []
+
+
 def test_a_full_batch_of_chunks_is_told_to_all_at_once():
     drawn = swarm(a="####....", b="........")
     for _ in range(Limits().have_batch - 1):
-        assert all(have.peers == (node("b"),) for have in come(drawn, 1.0))
-    assert len(come(drawn, 1.0)[-1].pins) == Limits().have_batch
+        assert come(drawn, 1.0) == []
+    (have,) = come(drawn, 1.0)
+    assert have.peers == (node("a"), node("b"))
+    assert len(have.pins) == Limits().have_batch
 
 
 def test_a_node_whose_chunks_nobody_takes_wants_no_more_leases():
@@ -142,12 +173,12 @@ def test_a_node_whose_chunks_nobody_takes_wants_no_more_leases():
 
 
 def test_a_busy_peer_is_left_alone_until_it_said():
-    drawn = swarm(a="#.......")
+    drawn, _ = settled(a="#.......")
     (request,) = drawn._asks
-    commands = drawn.handle(ev.AskRefused(request, 1.0), 0.0)
+    commands = drawn.handle(ev.AskRefused(request, 1.0), 1.0)
     assert of(ev.Ask, commands) == []
     again = drawn.next_deadline()
-    assert 0.5 <= again <= 1.5
+    assert 1.5 <= again <= 2.5
     assert of(ev.Ask, drawn.handle(ev.DeadlinePassed(), again - 0.001)) == []
     assert len(of(ev.Ask, drawn.handle(ev.DeadlinePassed(), again))) == 1
 
@@ -194,7 +225,7 @@ def test_a_fetched_chunk_that_is_not_what_others_have_is_hashed_again_and_not_an
     drawn = swarm(a="........")
     drawn.handle(ev.LeasesGranted((3,)), 0.0)
     other = b"\xee" * 16
-    commands = drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, other), 1.0)
+    commands = drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, other), SETTLE_S - 0.01)
     assert commands == [ev.Rehash(3, pin(3))]
     assert 3 not in drawn.held
     assert drawn.pins[3] == pin(3)
@@ -258,9 +289,12 @@ def test_of_a_pair_only_the_smaller_id_dials():
     offered = ev.PeersOffered(((smaller, ("h:1",)), (larger, ("h:2",))))
     assert drawn.handle(offered, 0.0) == [ev.Connect(larger, ("h:2",))]
     drawn.handle(ev.PeerLost(larger), 1.0)
-    again = drawn.next_deadline()
+    commands = []
+    while not commands:  # the trees settle meanwhile
+        again = drawn.next_deadline()
+        commands = drawn.handle(ev.DeadlinePassed(), again)
     assert 1.0 < again <= 1.2
-    assert drawn.handle(ev.DeadlinePassed(), again) == [ev.Connect(larger, ("h:2",))]
+    assert commands == [ev.Connect(larger, ("h:2",))]
     drawn.handle(ev.PeersWithdrawn((larger,)), 2.0)
     assert drawn.handle(ev.PeerLost(larger), 2.0) == []
     assert drawn.handle(ev.DeadlinePassed(), 99.0) == []
@@ -301,35 +335,386 @@ def test_without_a_tracker_what_a_peer_holds_or_is_fetching_is_left_to_it():
     assert fetched(row, (under_way,)) == set(rest)
 
 
+# -- requests that wait ---------------------------------------------------------------------------
+
+
+def waits(commands: list[ev.Command]) -> dict[int, tuple[int, NodeId]]:
+    """Of commands: which chunks were asked ahead, by which request, of whom."""
+    return {
+        chunk: (request, command.peer)
+        for command in of(ev.AskAhead, commands)
+        for request, chunk, _ in command.asks
+    }
+
+
+def test_what_nobody_holds_is_asked_of_the_parent_in_its_tree_once_the_trees_are_drawn():
+    """Of three nodes each is the root of every third chunk; both others are its children."""
+    drawn = swarm(a="...#....", b="........")
+    before = drawn.handle(ev.DeadlinePassed(), SETTLE_S - 0.001)
+    assert of(ev.AskAhead, before) == []
+    assert drawn.next_deadline() == SETTLE_S
+    found = waits(drawn.handle(ev.DeadlinePassed(), SETTLE_S))
+    a, b = node("a"), node("b")
+    assert {chunk: peer for chunk, (_, peer) in found.items()} == {1: a, 2: b, 4: a, 5: b, 7: a}
+    requests = [request for request, _ in found.values()]
+    assert len(set(requests) | set(drawn._asks)) == len(requests) + 1, "numbers of their own"
+    assert waits(drawn.handle(ev.DeadlinePassed(), 1.0)) == {}, "once"
+
+
+def test_a_waiting_request_carries_the_pin_that_is_known_or_none():
+    drawn = Swarm(MANIFEST, ME, Bitfield(CHUNKS), {}, {1: pin(1)}, Random(0), Limits())
+    drawn.handle(ev.PeerReady(node("a"), bits("........")), 0.0)
+    (ahead,) = of(ev.AskAhead, drawn.handle(ev.DeadlinePassed(), SETTLE_S))
+    assert {chunk: sent for _, chunk, sent in ahead.asks} == {1: pin(1), 3: b"", 5: b"", 7: b""}
+    request = next(request for request, chunk, _ in ahead.asks if chunk == 3)
+    drawn.handle(ev.ChunkVerified(3, Source.PEER, b"\x03" * 16, request), 1.0)
+    assert 3 in drawn.held
+    assert drawn.pins[3] == pin(3), "its digests made it"
+
+
+def test_a_chunk_that_came_with_another_pin_than_was_learned_meanwhile_is_hashed_again():
+    drawn = Swarm(MANIFEST, ME, Bitfield(CHUNKS), {}, {}, Random(0), Limits())
+    drawn.handle(ev.PeerReady(node("a"), bits("........")), 0.0)
+    found = waits(drawn.handle(ev.DeadlinePassed(), SETTLE_S))
+    drawn.handle(ev.PinsLearned(((3, pin(3)),)), 1.0)
+    lie = ev.ChunkVerified(3, Source.PEER, b"\xee" * 16, found[3][0])
+    assert of(ev.Rehash, drawn.handle(lie, 1.0)) == [ev.Rehash(3, pin(3))]
+    assert 3 not in drawn.held
+    drawn.handle(ev.ChunkDamaged(3), 1.1)
+    assert 3 not in drawn.held
+
+
+def test_a_lease_takes_a_chunk_away_from_the_peer_where_it_waits():
+    drawn, commands = settled(a="........")
+    request, peer = waits(commands)[3]
+    commands = drawn.handle(ev.LeasesGranted((3,)), 1.0)
+    assert commands == [ev.CancelAsk(request, peer), ev.Fetch(3)]
+    assert drawn.handle(ev.AskFailed(request, "cancelled"), 1.1) == [], "it is not ours any more"
+    assert drawn.fetching == (3,)
+    drawn.handle(ev.FetchFailed(3, "404", fatal=True), 1.2)
+    drawn._ask_ahead_in = 0
+    assert waits(drawn.handle(ev.DeadlinePassed(), 1.3))[3][1] == peer, "it may wait anew"
+
+
+@pytest.mark.parametrize("source", [Source.ORIGIN, Source.PEER, Source.DISK])
+def test_a_chunk_that_came_from_elsewhere_waits_no_more(source):
+    drawn, commands = settled(a="........")
+    request, peer = waits(commands)[3]
+    elsewhere = ev.ChunkVerified(3, source, pin(3), 0)
+    assert of(ev.CancelAsk, drawn.handle(elsewhere, 1.0)) == [ev.CancelAsk(request, peer)]
+    assert drawn.handle(ev.AskFailed(request, "cancelled"), 1.1) == []
+    assert 3 in drawn.held
+
+
+def test_a_chunk_that_came_as_it_was_asked_for_needs_no_cancel():
+    drawn, commands = settled(a="........")
+    request, _ = waits(commands)[3]
+    commands = drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
+    assert of(ev.CancelAsk, commands) == []
+    assert 3 in drawn.held
+
+
+def test_what_waited_at_a_peer_that_is_lost_is_asked_of_the_next_one_above():
+    """Of six nodes, c is this node's parent in the tree of chunk 1, and a is c's, the root."""
+    names = dict.fromkeys("abcde", "........")
+    drawn, commands = settled(**names)
+    assert waits(commands)[1][1] == node("c")
+    lost = [request for request, peer in waits(commands).values() if peer == node("c")]
+    commands = drawn.handle(ev.PeerLost(node("c")), 1.0)
+    assert of(ev.CancelAsk, commands) == [], "there is nobody to tell"
+    assert waits(commands)[1][1] == node("a"), "at once, before the trees are drawn anew"
+    assert len(waits(commands)) == len(lost)
+    late = ev.AskFailed(lost[0], "closed")
+    assert drawn.handle(late, 1.0) == []
+
+
+@pytest.mark.parametrize("why", ["failed", "busy", "not_have"])
+def test_a_request_that_cannot_wait_is_asked_of_the_next_one_above_and_its_peer_left_alone(why):
+    drawn, commands = settled(**dict.fromkeys("abcde", "........"))
+    request, peer = waits(commands)[1]
+    assert peer == node("c")
+    event = {
+        "failed": ev.AskFailed(request, "closed"),
+        "busy": ev.AskRefused(request, 0.5),
+        "not_have": ev.AskRefused(request, None),
+    }[why]
+    commands = drawn.handle(event, 1.0)
+    assert {chunk: peer for chunk, (_, peer) in waits(commands).items()} == {1: node("a")}
+    assert not drawn._able(node("c"))
+    assert 1.0 < drawn._book[node("c")].waits_until <= 1.0 + Limits().failure_first_s
+
+
+@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "at once"])
+def test_what_a_parent_sent_wrong_is_asked_ahead_of_the_next_one_above_and_never_of_it(ahead):
+    rows = dict.fromkeys("abcde", "........")
+    drawn, commands = settled(**rows if ahead else {**rows, "c": ".#......"})
+    if ahead:
+        request, peer = waits(commands)[1]
+        assert peer == node("c")
+    else:
+        (request,) = drawn._asks
+    commands = drawn.handle(ev.ChunkCorrupt(request), 1.0)
+    assert waits(commands)[1][1] == node("a")
+    commands = drawn.handle(ev.PeerLost(node("a")), 1.1)
+    assert 1 not in waits(commands), "nobody else is above"
+    drawn.handle(ev.PeerHas(node("c"), ((1, pin(1)),)), 1.2)
+    assert [ask.peer for ask, _ in drawn._asks.values()] == [node("c")], "announced anew"
+
+
+def test_wrong_bytes_of_a_waiting_request_are_reported_and_count_as_a_strike():
+    drawn, commands = settled(a="........")
+    found = waits(commands)
+    for chunk, quarantined in ((1, 0), (3, 1)):
+        commands = drawn.handle(ev.ChunkCorrupt(found[chunk][0]), 1.0)
+        assert ev.ReportCorruption(node("a"), chunk) in commands
+        assert drawn.statistics().quarantined == quarantined
+    assert drawn.handle(ev.ChunkCorrupt(found[3][0]), 1.0) == [], "once"
+
+
+def test_what_is_announced_elsewhere_is_called_back_after_the_grace_and_then_pulled():
+    drawn, commands = settled(a="........", b="........")
+    request, peer = waits(commands)[1]
+    assert peer == node("a")
+    quiet = drawn.handle(ev.PeerHas(node("b"), ((1, pin(1)),)), 1.0)
+    assert of(ev.Ask, quiet) == [], "it is on its way"
+    due = 1.0 + GRACE_LEAST_S
+    assert drawn.next_deadline() == due
+    assert drawn.handle(ev.DeadlinePassed(), due - 0.001) == []
+    assert drawn.handle(ev.DeadlinePassed(), due) == [ev.CancelAsk(request, peer, idle=True)]
+    commands = drawn.handle(ev.AskFailed(request, "cancelled"), due + 0.01)
+    assert [(ask.chunk, ask.peer) for ask in of(ev.Ask, commands)] == [(1, node("b"))]
+    assert of(ev.CancelAsk, commands) == []
+    assert drawn._able(node("a")), "that it was called back is not the peer's fault"
+
+
+def test_what_a_new_peer_holds_is_pulled_though_it_waits_at_a_parent_that_never_gets_it():
+    drawn, commands = settled(a="........")
+    request, peer = waits(commands)[1]
+    commands = drawn.handle(ev.PeerReady(node("b"), bits(".#......")), 1.0)
+    assert of(ev.Ask, commands) == [], "it may be on its way"
+    due = 1.0 + GRACE_LEAST_S
+    late = ev.CancelAsk(request, peer, idle=True)
+    assert late in drawn.handle(ev.DeadlinePassed(), due)
+    commands = drawn.handle(ev.DeadlinePassed(), due + STUCK_S)
+    assert ev.CancelAsk(request, peer) in commands
+    assert [(ask.chunk, ask.peer) for ask in of(ev.Ask, commands)] == [(1, node("b"))]
+
+
+def test_what_has_begun_to_come_when_it_is_called_back_is_pulled_if_it_is_stuck_and_not_before():
+    drawn, commands = settled(a="........", b="........")
+    request, peer = waits(commands)[1]
+    drawn.handle(ev.PeerHas(node("b"), ((1, pin(1)),)), 1.0)
+    due = 1.0 + GRACE_LEAST_S
+    drawn.handle(ev.DeadlinePassed(), due)
+    stuck = due + STUCK_S
+    assert drawn.next_deadline() == stuck
+    assert drawn.handle(ev.DeadlinePassed(), stuck - 0.001) == []
+    commands = drawn.handle(ev.DeadlinePassed(), stuck)
+    assert commands[0] == ev.CancelAsk(request, peer)
+    assert [(ask.chunk, ask.peer) for ask in of(ev.Ask, commands)] == [(1, node("b"))]
+    assert drawn.handle(ev.AskFailed(request, "cancelled"), stuck + 0.1) == []
+
+
+def test_what_came_all_the_same_after_it_was_called_back_counts():
+    drawn, commands = settled(a="........", b="........")
+    request, _ = waits(commands)[1]
+    drawn.handle(ev.PeerHas(node("b"), ((1, pin(1)),)), 1.0)
+    due = drawn.next_deadline()
+    drawn.handle(ev.DeadlinePassed(), due)
+    commands = drawn.handle(ev.ChunkVerified(1, Source.PEER, pin(1), request), due + 0.1)
+    assert of(ev.Ask, commands) == of(ev.CancelAsk, commands) == []
+    assert 1 in drawn.held
+
+
+def test_without_space_nothing_waits_and_all_of_it_waits_again_at_the_retry():
+    drawn, commands = settled(a="........")
+    found = waits(commands)
+    commands = drawn.handle(ev.SpaceExhausted(1), 1.0)
+    cancelled = {cancel.request for cancel in of(ev.CancelAsk, commands)}
+    assert cancelled == {request for request, _ in found.values()}
+    assert waits(commands) == {}
+    again = drawn.handle(ev.DeadlinePassed(), 1.0 + Limits().space_retry_s)
+    assert waits(again).keys() == found.keys()
+
+
+def test_the_next_chunks_are_asked_ahead_when_a_batch_has_come_and_no_further_than_the_window():
+    drawn = Swarm(
+        MANIFEST, ME, Bitfield(CHUNKS), {}, dict(PINS), Random(0),
+        Limits(ahead=4, ahead_batch=2),
+    )  # fmt: skip
+    drawn.handle(ev.PeerReady(node("a"), bits("........")), 0.0)
+    first = waits(drawn.handle(ev.DeadlinePassed(), SETTLE_S))
+    assert first.keys() == {1, 3}
+    drawn.handle(ev.LeasesGranted((0, 2)), 1.0)
+    assert waits(drawn.handle(ev.ChunkVerified(0, Source.ORIGIN, pin(0)), 1.0)) == {}
+    commands = drawn.handle(ev.ChunkVerified(1, Source.PEER, pin(1), first[1][0]), 1.0)
+    assert waits(commands).keys() == {5}, "two have come: the window is 2 to 5"
+
+
+def test_a_young_swarm_asks_its_new_parents_and_an_old_one_leaves_requests_where_they_are():
+    for held, moved in (("........", True), ("##......", False)):
+        drawn = swarm(held, a="........")
+        drawn._limits = Limits(window=2)
+        found = waits(drawn.handle(ev.DeadlinePassed(), SETTLE_S))
+        assert found[3][1] == found[5][1] == node("a")
+        drawn.handle(ev.PeerReady(node("b"), bits("........")), 1.0)
+        commands = drawn.handle(ev.DeadlinePassed(), 1.0 + SETTLE_S)
+        cancelled = {cancel.request for cancel in of(ev.CancelAsk, commands)}
+        again = waits(commands)
+        if moved:  # of three nodes this one is the root of chunk 3, and b of chunk 5
+            assert {found[3][0], found[5][0]} <= cancelled
+            assert 3 not in again
+            assert again[5][1] == node("b")
+        else:
+            assert cancelled == set()
+            assert not again.keys() & found.keys()
+        assert found[7][0] not in cancelled, "its parent is still a"
+
+
+# -- news -----------------------------------------------------------------------------------------
+
+
+def heard(commands: list[ev.Command]) -> list[tuple[NodeId, int]]:
+    """Who hears of which chunk."""
+    return [
+        (peer, chunk)
+        for have in of(ev.SendHave, commands)
+        for peer in have.peers
+        for chunk, _ in have.pins
+    ]
+
+
+def test_what_comes_between_the_bitfield_and_the_session_is_told_at_once_and_nothing_twice():
+    drawn, _ = settled(a="........")
+    drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
+    drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
+    assert drawn.bitfield_for(node("b")) == bits("..#.....")
+    drawn.handle(ev.ChunkVerified(4, Source.ORIGIN, pin(4)), 1.1)
+    commands = drawn.handle(ev.PeerReady(node("b"), bits("........")), 1.2)
+    assert sorted(heard(commands)) == [(node("a"), 2), (node("a"), 4), (node("b"), 4)]
+    assert heard(drawn.handle(ev.DeadlinePassed(), 99.0)) == []
+
+
+def test_a_peer_whose_bitfield_said_everything_is_told_nothing():
+    drawn, _ = settled()
+    drawn.handle(ev.LeasesGranted((2,)), 1.0)
+    drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
+    drawn.handle(ev.DeadlinePassed(), 3.0)
+    drawn.bitfield_for(node("b"))
+    assert heard(drawn.handle(ev.PeerReady(node("b"), bits("........")), 4.0)) == []
+    assert heard(drawn.handle(ev.DeadlinePassed(), 99.0)) == []
+
+
+def test_a_peer_that_comes_back_hears_what_came_after_its_new_bitfield_only():
+    drawn, _ = settled(a="........")
+    drawn.handle(ev.PeersOffered(((node("a"), ("h:1",)),)), 0.5)
+    drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
+    drawn.handle(ev.PeerLost(node("a")), 1.0)
+    drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
+    drawn.bitfield_for(node("a"))
+    drawn.handle(ev.ChunkVerified(4, Source.ORIGIN, pin(4)), 1.0)
+    assert heard(drawn.handle(ev.PeerReady(node("a"), bits("........")), 1.1)) == [(node("a"), 4)]
+
+
+def test_what_was_dropped_before_it_was_told_is_not_told():
+    drawn, _ = settled(a="........")
+    drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
+    for chunk in (2, 4):
+        drawn.handle(ev.ChunkVerified(chunk, Source.ORIGIN, pin(chunk)), 1.0)
+    drawn.handle(ev.ChunkDamaged(2), 1.1)
+    assert heard(drawn.handle(ev.DeadlinePassed(), 99.0)) == [(node("a"), 4)]
+
+
+def test_of_fifty_peers_eight_hear_at_a_time_each_in_its_turn_and_of_each_chunk_once():
+    limits, count = Limits(), 50
+    peers = [NodeId(bytes([0x20 + index]) * 16) for index in range(count)]
+    drawn = swarm()
+    for peer in peers:
+        drawn.handle(ev.PeerReady(peer, bits("........")), 0.0)
+    drawn.handle(ev.DeadlinePassed(), SETTLE_S)
+    drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
+    # Chunks of this node's own tree, so that no root is told at once.
+    drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
+    told: list[tuple[NodeId, int]] = []
+    ticks = -(-count // limits.have_peers)
+    for tick in range(ticks):
+        at = 1.0 + limits.have_delay_s * (tick + 1)
+        assert drawn.next_deadline() == pytest.approx(at)
+        assert heard(drawn.handle(ev.DeadlinePassed(), at - 0.001)) == []
+        now = heard(drawn.handle(ev.DeadlinePassed(), at))
+        assert len({peer for peer, _ in now}) == limits.have_peers
+        told += now
+        if tick == 2:  # news for those that have heard, and for those that have not
+            drawn.handle(ev.ChunkVerified(4, Source.ORIGIN, pin(4)), at)
+    assert sorted(peer for peer, chunk in told if chunk == 2) == peers, "within n / 8 ticks, once"
+    early = 3 * limits.have_peers
+    assert {peer for peer, chunk in told if chunk == 4} >= set(peers[early:]), "both together"
+    while (at := drawn.next_deadline()) < 99.0:
+        told += heard(drawn.handle(ev.DeadlinePassed(), at))
+    assert sorted(told) == sorted((peer, chunk) for peer in peers for chunk in (2, 4))
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Random peers, answers and losses; a model keeps its own books of every request."""
 
-    @initialize(seed=st.integers(0, 2**16))
-    def start(self, seed):
+    @initialize(seed=st.integers(0, 2**16), names=st.sets(st.sampled_from("abc")))
+    def start(self, seed, names):
         self.now = 0.0
         self.swarm = Swarm(MANIFEST, ME, Bitfield(CHUNKS), {}, {}, Random(seed), Limits())
         self.peers: dict[NodeId, set[int]] = {}
         self.open: dict[int, ev.Ask] = {}
+        self.ahead: dict[int, tuple[NodeId, int]] = {}
+        self.cancelled: dict[int, int] = {}
+        """chunks of requests that are not the swarm's any more, and may be answered all the same"""
+        self.wrong: set[tuple[NodeId, int]] = set()
         self.fetching: set[int] = set()
         self.held: set[int] = set()
+        for name in sorted(names):
+            self.peers[node(name)] = set()
+            self.feed(ev.PeerReady(node(name), bits("")))
+        self.time_passes(SETTLE_S)
 
     def feed(self, event):
         commands = self.swarm.handle(event, self.now)
         for command in commands:
             if isinstance(command, ev.Ask):
-                assert command.peer in self.peers
                 assert command.chunk in self.peers[command.peer], "it never asks who lacks it"
                 assert command.pin == pin(command.chunk)
-                assert command.chunk not in self.held
-                assert command.chunk not in self.fetching
-                assert all(ask.chunk != command.chunk for ask in self.open.values()), (
-                    "one at a time"
-                )
+                self.assert_idle(command.request, command.chunk)
                 self.open[command.request] = command
+            elif isinstance(command, ev.AskAhead):
+                assert command.peer in self.peers
+                for request, chunk, known in command.asks:
+                    assert known in (b"", pin(chunk))
+                    assert not any(chunk in held for held in self.peers.values()), "it is pulled"
+                    assert (command.peer, chunk) not in self.wrong
+                    self.assert_idle(request, chunk)
+                    self.ahead[request] = (command.peer, chunk)
+            elif isinstance(command, ev.CancelAsk):
+                self.cancel(command)
             elif isinstance(command, ev.Fetch):
-                assert command.chunk not in self.held
+                self.assert_idle(0, command.chunk)
                 self.fetching.add(command.chunk)
         return commands
+
+    def assert_idle(self, request, chunk):
+        """Nothing else is to bring the chunk."""
+        assert chunk not in self.held
+        assert chunk not in self.fetching
+        assert all(ask.chunk != chunk for ask in self.open.values()), "one at a time"
+        assert all(other != chunk for _, other in self.ahead.values()), "not while it waits"
+        assert request not in (*self.open, *self.ahead, *self.cancelled), "a number of its own"
+
+    def cancel(self, command):
+        assert command.request in self.open or command.request in self.ahead or command.idle
+        if command.idle:
+            assert self.ahead[command.request][0] == command.peer
+        elif (ask := self.open.pop(command.request, None)) is not None:
+            assert ask.peer == command.peer
+            self.cancelled[command.request] = ask.chunk
+        else:
+            peer, self.cancelled[command.request] = self.ahead.pop(command.request)
+            assert peer == command.peer
 
     @rule(name=st.sampled_from("abc"), held=st.sets(st.integers(0, CHUNKS - 1)))
     def peer_comes(self, name, held):
@@ -341,30 +726,80 @@ class AnyOrder(RuleBasedStateMachine):
         self.feed(ev.PeerReady(peer, bytes(Bitfield(CHUNKS, held))))
 
     @precondition(lambda self: self.peers)
+    @rule(data=st.data(), chunk=st.integers(0, CHUNKS - 1))
+    def peer_gets(self, data, chunk):
+        peer = data.draw(st.sampled_from(sorted(self.peers)))
+        self.peers[peer].add(chunk)
+        self.wrong.discard((peer, chunk))
+        self.feed(ev.PeerHas(peer, ((chunk, pin(chunk)),)))
+
+    @precondition(lambda self: self.peers)
     @rule(data=st.data())
     def peer_goes(self, data):
         peer = data.draw(st.sampled_from(sorted(self.peers)))
         del self.peers[peer]
         self.open = {r: ask for r, ask in self.open.items() if ask.peer != peer}
+        self.ahead = {r: one for r, one in self.ahead.items() if one[0] != peer}
         self.feed(ev.PeerLost(peer))
 
+    def ends(self, request, peer, chunk, how):
+        """A request is answered."""
+        if how == "good":
+            self.held.add(chunk)
+            self.feed(ev.ChunkVerified(chunk, Source.PEER, pin(chunk), request))
+        elif how == "corrupt":
+            self.peers[peer].discard(chunk)
+            self.wrong.add((peer, chunk))
+            self.feed(ev.ChunkCorrupt(request))
+        elif how == "busy":
+            self.feed(ev.AskRefused(request, 0.1))
+        elif how == "failed":
+            self.feed(ev.AskFailed(request, "closed"))
+
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), good=st.sampled_from(["good", "corrupt", "busy", "not_have", "failed"]))
-    def answer(self, data, good):
-        ask = self.open.pop(data.draw(st.sampled_from(sorted(self.open))))
-        if good == "good":
-            self.held.add(ask.chunk)
-            self.feed(ev.ChunkVerified(ask.chunk, Source.PEER, ask.pin, ask.request))
-        elif good == "corrupt":
+    @rule(data=st.data(), how=st.sampled_from(["good", "corrupt", "busy", "not_have", "failed"]))
+    def answer(self, data, how):
+        request = data.draw(st.sampled_from(sorted(self.open)))
+        ask = self.open.pop(request)
+        self.ends(request, ask.peer, ask.chunk, how)
+        if how == "not_have":
             self.peers[ask.peer].discard(ask.chunk)
-            self.feed(ev.ChunkCorrupt(ask.request))
-        elif good == "busy":
-            self.feed(ev.AskRefused(ask.request, 0.1))
-        elif good == "not_have":
-            self.peers[ask.peer].discard(ask.chunk)
-            self.feed(ev.AskRefused(ask.request, None))
+            self.feed(ev.AskRefused(request, None))
+
+    @precondition(lambda self: self.ahead)
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(["good", "corrupt", "busy", "not_have", "failed", "no_space"]),
+    )
+    def answer_to_what_waits(self, data, how):
+        request = data.draw(st.sampled_from(sorted(self.ahead)))
+        peer, chunk = self.ahead[request]
+        if how == "no_space":
+            self.feed(ev.SpaceExhausted(chunk))
+            assert not self.ahead, "nothing waits without space"
+            return
+        del self.ahead[request]
+        self.ends(request, peer, chunk, how)
+        if how == "not_have":
+            self.feed(ev.AskRefused(request, None))
+
+    @precondition(lambda self: self.cancelled)
+    @rule(data=st.data(), how=st.sampled_from(["good", "failed", "not_have"]))
+    def answer_to_what_was_cancelled(self, data, how):
+        request = data.draw(st.sampled_from(sorted(self.cancelled)))
+        chunk = self.cancelled.pop(request)
+        if how == "good":  # its last bytes were on their way
+            self.ends(request, None, chunk, how)
+            self.fetching.discard(chunk)
         else:
-            self.feed(ev.AskFailed(ask.request, "closed"))
+            before = self.swarm.statistics()
+            self.feed(
+                ev.AskFailed(request, "cancelled")
+                if how == "failed"
+                else ev.AskRefused(request, None)
+            )
+            after = self.swarm.statistics()
+            assert (before.held, before.corrupt_chunks) == (after.held, after.corrupt_chunks)
 
     @rule(request=st.integers(10_000, 10_010))
     def a_stale_answer_changes_nothing(self, request):
@@ -376,6 +811,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(chunk=st.integers(0, CHUNKS - 1))
     def leased(self, chunk):
         self.feed(ev.LeasesGranted((chunk,)))
+        assert chunk in self.swarm.fetching or chunk in self.held
 
     @precondition(lambda self: self.fetching)
     @rule(data=st.data(), good=st.booleans())
@@ -388,11 +824,9 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             self.feed(ev.FetchFailed(chunk, "403", fatal=True))
 
-    @rule(seconds=st.floats(0.01, 70))
+    @rule(seconds=st.sampled_from([0.05, SETTLE_S, 0.5, 1.0, STUCK_S, 6.0, 30.0, 70.0]))
     def time_passes(self, seconds):
         self.now += seconds
-        for request in [r for r in self.open if self.swarm._asks[r][1] + 30 <= self.now]:
-            del self.open[request]  # the net under the workers' own time-outs
         self.feed(ev.DeadlinePassed())
 
     @invariant()
@@ -400,9 +834,14 @@ class AnyOrder(RuleBasedStateMachine):
         if hasattr(self, "swarm"):
             assert set(self.swarm.held) == self.held
             assert self.swarm.statistics().complete == (len(self.held) == CHUNKS)
+            assert {one.request for one in self.swarm._ahead.all()} == self.ahead.keys()
+            under_way = [ask.chunk for ask in self.open.values()] + [*self.fetching]
+            waiting = [chunk for _, chunk in self.ahead.values()]
+            assert len({*under_way, *waiting}) == len(under_way) + len(waiting)
 
     def teardown(self):
-        """Liveness: once a seeder stays and nothing else fails, the download completes."""
+        """Liveness: once a seeder stays and nothing else fails, the download completes, though
+        what waits elsewhere is never answered."""
         if not hasattr(self, "swarm"):
             return
         for chunk in sorted(self.fetching):
@@ -425,7 +864,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 
 
 def test_a_bitfield_of_another_model_ends_the_session():

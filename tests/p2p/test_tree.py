@@ -1,44 +1,39 @@
-"""Trees of news: every node hears of a chunk in about log steps, and all nodes do equal work.
+"""Trees that chunks run down: every node is reached, in few steps, and all nodes do equal work.
 
-Method: chunks of every owner are spread by following the function, for all sizes up to 70.
+Method: hand-drawn trees, then for all sizes up to 70 a model that draws them level by level.
 """
 
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
 
 import pytest
 
-from p2p.ids import NodeId
-from p2p.tree import told_at_once
+from p2p.ids import Chunk, NodeId
+from p2p.tree import ROTATIONS, Trees
 
 SIZES = range(1, 71)
-
-
-@dataclass
-class Spread:
-    """When each node had the chunk, how often each was told, and how many each told."""
-
-    steps: dict[NodeId, int]
-    told: Counter[NodeId] = field(default_factory=Counter)
-    children: Counter[NodeId] = field(default_factory=Counter)
 
 
 def ring(size: int) -> list[NodeId]:
     return [NodeId(bytes([index]) * 16) for index in range(size)]
 
 
-def spread(chunk: int, nodes: list[NodeId], owner: NodeId, arity: int) -> Spread:
-    """Whoever hears of the chunk for the first time holds it one step later, and tells."""
-    seen, holders = Spread({owner: 0}), deque([owner])
-    while holders:
-        me = holders.popleft()
-        for node in told_at_once(chunk, nodes, me, arity, first=me == owner):
-            seen.told[node] += 1
-            seen.children[me] += 1
-            if node not in seen.steps:
-                seen.steps[node] = seen.steps[me] + 1
-                holders.append(node)
-    return seen
+def letters(names: str) -> list[NodeId]:
+    return [NodeId(name.encode()) for name in names]
+
+
+def above(nodes: list[NodeId], chunk: int, arity: int = 2) -> dict[NodeId, tuple[NodeId, ...]]:
+    """What each node says of the nodes above it."""
+    return {node: Trees(node, nodes, arity).above(Chunk(chunk)) for node in nodes}
+
+
+def roots(nodes: list[NodeId], chunk: int, arity: int = 2) -> set[NodeId]:
+    """What the nodes say of the root: all the same."""
+    return {Trees(node, nodes, arity).root(Chunk(chunk)) for node in nodes}
+
+
+def tree_count(size: int, arity: int) -> int:
+    """A tree for each node, or as many as a node has children."""
+    return size if size <= ROTATIONS else arity
 
 
 def depth(size: int, arity: int) -> int:
@@ -50,78 +45,83 @@ def depth(size: int, arity: int) -> int:
     return steps
 
 
-def load(nodes: list[NodeId], arity: int) -> list[int]:
-    """Children of each node in all of its trees: those of `arity` chunks in a row."""
-    return [
-        sum(len(told_at_once(chunk, nodes, me, arity, first=False)) for chunk in range(arity))
-        for me in nodes
-    ]
+def children(nodes: list[NodeId], chunk: int, arity: int) -> Counter[NodeId]:
+    """How many nodes ask each one for the chunk."""
+    return Counter(line[0] for line in above(nodes, chunk, arity).values() if line)
 
 
-def test_two_trees_of_six_nodes_share_no_node_that_has_children():
-    nodes = [NodeId(letter.encode()) for letter in "abcdef"]
-    drawn = [
-        {"a": "bc", "b": "de", "c": "f", "d": "", "e": "", "f": ""},
-        {"d": "ef", "e": "ab", "f": "c", "a": "", "b": "", "c": ""},
-    ]
-    for chunk in range(4):
-        for me, children in drawn[chunk % 2].items():
-            told = told_at_once(chunk, nodes, NodeId(me.encode()), 2, first=False)
-            assert b"".join(told).decode() == children
+def test_six_nodes_make_six_trees_each_begun_one_node_later():
+    nodes = letters("abcdef")
+    first = {"a": "", "b": "a", "c": "a", "d": "ba", "e": "ba", "f": "ca"}
+    fifth = {"e": "", "f": "e", "a": "e", "b": "fe", "c": "fe", "d": "ae"}
+    for chunk, drawn in ((0, first), (6, first), (4, fifth), (10, fifth)):
+        said = {name.decode(): b"".join(line) for name, line in above(nodes, chunk).items()}
+        assert {name: line.decode() for name, line in said.items()} == drawn
+    assert [roots(nodes, chunk) for chunk in range(7)] == [{node} for node in letters("abcdefa")]
 
 
-def test_an_owner_tells_the_root_before_its_own_children_and_a_root_never_itself():
-    nodes = [NodeId(letter.encode()) for letter in "abcdefg"]
-    assert told_at_once(0, nodes, NodeId(b"b"), 2, first=True) == [b"a", b"d", b"e"]
-    assert told_at_once(0, nodes, NodeId(b"g"), 2, first=True) == [b"a"]
-    assert told_at_once(0, nodes, NodeId(b"a"), 2, first=True) == [b"b", b"c"]
+def test_eighteen_nodes_make_two_trees_that_begin_half_a_turn_apart():
+    nodes = letters("abcdefghijklmnopqr")
+    assert [roots(nodes, chunk) for chunk in range(3)] == [{b"a"}, {b"j"}, {b"a"}]
+    assert above(nodes, 0)[NodeId(b"r")] == (b"i", b"d", b"b", b"a")
+    assert above(nodes, 1)[NodeId(b"i")] == (b"r", b"m", b"k", b"j"), "nine places on, all in turn"
+    assert above(nodes, 1)[NodeId(b"a")] == (b"n", b"k", b"j")
 
 
-def test_a_node_alone_tells_nobody():
-    assert told_at_once(5, ring(1), ring(1)[0], 2, first=True) == []
-
-
-@pytest.mark.parametrize("arity", [2, 3])
-def test_every_node_hears_once_whoever_owns_the_chunk_and_only_the_owner_hears_for_nothing(arity):
-    for size in SIZES:
-        nodes = ring(size)
-        for chunk in range(arity):
-            for owner in nodes:
-                seen = spread(chunk, nodes, owner, arity)
-                assert set(seen.steps) == set(nodes)
-                wasted = seen.told.pop(owner, 0)
-                assert wasted <= 1, "from the one above it in the tree"
-                assert set(seen.told.values()) <= {1}
+def test_a_node_alone_is_every_root_and_asks_nobody():
+    (me,) = ring(1)
+    alone = Trees(me, [me])
+    assert (alone.root(Chunk(5)), alone.above(Chunk(5))) == (me, ())
 
 
 @pytest.mark.parametrize("arity", [2, 3])
-def test_the_last_node_hears_one_step_after_a_trees_depth_at_the_latest(arity):
+def test_every_node_is_reached_from_the_root_by_nodes_that_are_nearer_to_it(arity):
     for size in SIZES:
         nodes = ring(size)
-        for chunk in range(arity):
-            steps = [max(spread(chunk, nodes, me, arity).steps.values()) for me in nodes]
-            assert max(steps) <= depth(size, arity) + 1
-            assert min(steps) == depth(size, arity), "from the root itself"
+        for chunk in range(tree_count(size, arity)):
+            lines = above(nodes, chunk, arity)
+            (root,) = roots(nodes, chunk, arity)
+            assert [node for node, line in lines.items() if not line] == [root]
+            place = {node: (nodes.index(node) - nodes.index(root)) % size for node in nodes}
+            for node, line in lines.items():
+                if line:
+                    assert line[-1] == root
+                    assert line[1:] == lines[line[0]], "each node knows the line of its parent"
+                    assert place[line[0]] < place[node], "so there is no circle"
 
 
 @pytest.mark.parametrize("arity", [2, 3])
-def test_nobody_tells_more_than_its_children_and_the_root(arity):
+def test_the_last_node_is_as_many_steps_from_the_root_as_a_full_tree_is_deep(arity):
     for size in SIZES:
         nodes = ring(size)
-        for owner in nodes:
-            children = spread(size, nodes, owner, arity).children
-            assert all(count <= arity + (node == owner) for node, count in children.items())
+        for chunk in range(tree_count(size, arity)):
+            steps = [len(line) for line in above(nodes, chunk, arity).values()]
+            assert max(steps) == depth(size, arity), f"{size} nodes, chunk {chunk}"
 
 
-@pytest.mark.parametrize(
-    ("arity", "slack", "sizes"),
-    [(2, 0, SIZES), (3, 0, SIZES[2::3]), (3, 1, SIZES[1::3]), (3, 1, SIZES[::3])],
-    ids=["2", "3 of 3, 6..", "3 of 2, 5..", "3 of 1, 4.."],
-)
-def test_over_as_many_chunks_as_there_are_trees_all_nodes_have_as_many_children(
-    arity, slack, sizes
-):
-    for size in sizes:
-        loads = load(ring(size), arity)
-        assert sum(loads) == arity * (size - 1)
-        assert max(loads) <= arity + slack, f"{size} nodes"
+@pytest.mark.parametrize("arity", [2, 3])
+def test_up_to_sixteen_nodes_all_have_as_many_children_over_all_trees(arity):
+    for size in range(2, ROTATIONS + 1):
+        nodes, load = ring(size), Counter[NodeId]()
+        for chunk in range(size):
+            load += children(nodes, chunk, arity)
+            assert max(children(nodes, chunk, arity).values()) <= arity
+        assert load == dict.fromkeys(nodes, size - 1), f"{size} nodes"
+
+
+def test_in_larger_swarms_a_node_has_children_in_one_tree_only():
+    for size in range(ROTATIONS + 1, 71):
+        nodes = ring(size)
+        one, other = (children(nodes, chunk, 2) for chunk in range(2))
+        assert not one.keys() & other.keys(), f"{size} nodes"
+        assert max(*one.values(), *other.values()) <= 2
+        assert sum(one.values()) == sum(other.values()) == size - 1
+
+
+def test_a_large_swarm_has_as_many_trees_as_a_node_has_children():
+    for arity in (2, 3):
+        for size, count in ((ROTATIONS, ROTATIONS), (ROTATIONS + 1, arity)):
+            nodes = ring(size)
+            found = [roots(nodes, chunk, arity) for chunk in range(2 * count)]
+            assert found[:count] == found[count:]
+            assert len(set().union(*found)) == count
