@@ -160,13 +160,15 @@ def tracker_costs(nodes: int, chunks: int, beats: int) -> dict[str, float]:
 
 
 class Loading:
-    """A swarm in the middle of its load: peers tell of chunks, and answer every request at once."""
+    """A swarm in the middle of its load: what waits at parents comes, peers tell of chunks, and
+    what was not asked ahead is asked and comes at once."""
 
     def __init__(self, peers: int, chunks: int, clock: Clock, manifest: Manifest) -> None:
         self._clock = clock
         self._peers = [node(number) for number in range(2, peers + 2)]
         self._now = 0.0
         self._asks: list[ev.Ask] = []
+        self._waiting: dict[int, int] = {}
         self._order = manifest.order
         half = Bitfield(chunks, self._order[: chunks // 2])
         pins = {chunk: pin(chunk) for chunk in half}
@@ -179,21 +181,35 @@ class Loading:
         with self._clock.of(name, events):
             commands = self._swarm.handle(event, self._now)
             self._swarm.next_deadline()
-        self._asks += [command for command in commands if isinstance(command, ev.Ask)]
+        for command in commands:
+            if isinstance(command, ev.Ask):
+                self._asks.append(command)
+            elif isinstance(command, ev.AskAhead):
+                self._waiting.update((chunk, request) for request, chunk, _ in command.asks)
+            elif isinstance(command, ev.CancelAsk):
+                requests = self._waiting.items()
+                self._waiting = {c: r for c, r in requests if r != command.request}
+
+    def _verified(self, name: str, chunk: int, request: int) -> None:
+        self._now += 0.003
+        self._handle(name, ev.ChunkVerified(Chunk(chunk), Source.PEER, pin(chunk), request))
 
     def run(self, count: int) -> None:
         """Load so many chunks, in the order in which a swarm gets them."""
         following = self._order[len(self._order) // 2 :][:count]
+        self._now += 1.0
+        self._handle("time", ev.DeadlinePassed())  # the trees are drawn
         for start in range(0, len(following), BATCH):
             batch = following[start : start + BATCH]
             pins = tuple((chunk, pin(chunk)) for chunk in batch)
+            for chunk in batch:
+                if (request := self._waiting.pop(chunk, None)) is not None:
+                    self._verified("verified, down a tree", chunk, request)
             for peer in self._peers:
                 self._handle("peer has, a chunk", ev.PeerHas(peer, pins), len(batch))
             while self._asks:
                 ask = self._asks.pop(0)
-                self._now += 0.003
-                verified = ev.ChunkVerified(ask.chunk, Source.PEER, ask.pin, ask.request)
-                self._handle("verified and asked", verified)
+                self._verified("verified and asked", ask.chunk, ask.request)
             self._handle("time", ev.DeadlinePassed())
         assert len(self._swarm.held) == len(self._order) // 2 + len(following)
 

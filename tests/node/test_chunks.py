@@ -311,11 +311,13 @@ def test_a_whole_chunk_is_passed_on_whoever_brought_it(chunks, tmp_path):
         assert passable(other, 2) == [True, True]
 
 
-def test_half_a_chunk_is_passed_on_only_where_its_digests_are_known(chunks):
+def test_half_a_chunk_is_passed_on_with_all_digests_only_where_they_are_known(chunks):
     with coming(chunks, PIN, DIGESTS) as sink:
         fill(sink, GOOD[:BLOCK])
     with closing(Chunks(chunks._files.parent)) as other:
-        assert passable(other) == [False] * 4
+        assert passable(other) == [True, False, False, False]
+        assert other.passed_digests(0) == b"", "each block with its own"
+    assert chunks.passed_digests(0) == DIGESTS
 
 
 def test_who_waits_for_a_chunk_is_called_once_for_each_time_it_waits(chunks):

@@ -45,20 +45,20 @@ def all_able(_: NodeId) -> bool:
 
 def test_without_trees_nobody_is_asked_and_this_node_is_every_root():
     ahead = Ahead(C)
-    assert (ahead.parent(ZERO, all_able), ahead.root(ZERO)) == (None, None)
+    assert (ahead.parent(ZERO, all_able, 0.0), ahead.root(ZERO)) == (None, None)
     ahead.draw([C])
-    assert (ahead.parent(ZERO, all_able), ahead.root(ZERO)) == (None, None)
+    assert (ahead.parent(ZERO, all_able, 0.0), ahead.root(ZERO)) == (None, None)
 
 
 def test_the_parent_is_the_nearest_node_above_that_can_be_asked():
     ahead = drawn()
     three = Chunk(3)  # d is the root, then e and f, then a, b and this node
     assert ahead.root(three) == D
-    assert ahead.parent(three, all_able) == F
-    assert ahead.parent(three, lambda node: node != F) == D
-    assert ahead.parent(three, lambda node: node not in (D, F)) is None
+    assert ahead.parent(three, all_able, 0.0) == F
+    assert ahead.parent(three, lambda node: node != F, 0.0) == D
+    assert ahead.parent(three, lambda node: node not in (D, F), 0.0) is None
     assert ahead.root(TWO) is None, "it is this node"
-    assert ahead.parent(TWO, all_able) is None
+    assert ahead.parent(TWO, all_able, 0.0) is None
 
 
 def test_trees_settle_a_tenth_of_a_second_after_the_last_peer_came_or_went():

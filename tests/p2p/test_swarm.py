@@ -388,7 +388,7 @@ def test_a_lease_takes_a_chunk_away_from_the_peer_where_it_waits():
     drawn, commands = settled(a="........")
     request, peer = waits(commands)[3]
     commands = drawn.handle(ev.LeasesGranted((3,)), 1.0)
-    assert commands == [ev.CancelAsk(request, peer), ev.Fetch(3)]
+    assert commands == [ev.CancelAsk(request, peer), ev.Fetch(3), ev.SendComing(peer, 3)]
     assert drawn.handle(ev.AskFailed(request, "cancelled"), 1.1) == [], "it is not ours any more"
     assert drawn.fetching == (3,)
     drawn.handle(ev.FetchFailed(3, "404", fatal=True), 1.2)
