@@ -92,6 +92,8 @@ class Uplink(Polled):
         """answers whose next block is not here yet"""
         self._resumable: deque[_Transfer] = deque()
         """answers that waited, and can go on"""
+        self._ends: deque[Header] = deque()
+        """of cancelled ones: they go before the next block, never into one"""
         self._granted = 0
         self._prompt = False
         """what readers are blocked on goes over it, before others in the host's queue"""
@@ -161,10 +163,14 @@ class Uplink(Polled):
 
     def _cancel(self, request: int) -> None:
         waiting = self._waiting.pop(request, None)
-        if waiting is not None:  # its end comes between two blocks, as all answers do
-            self._resumable.append(waiting)
+        if waiting is None:
+            resumable = (one for one in self._resumable if one.header.request == request)
+            if (waiting := next(resumable, None)) is not None:
+                self._resumable.remove(waiting)
+        if waiting is not None:  # whoever gives us up has waited long enough
+            self._ends.append(waiting.header)
+            return
         known = [queued.request for queued, _ in self._queue]
-        known += [transfer.header.request for transfer in self._resumable]
         if request in known or (self._transfer and request == self._transfer.header.request):
             self._cancelled.add(request)
 
@@ -216,6 +222,8 @@ class Uplink(Polled):
                 if not (sent := self._send_file(self._transfer)):
                     break
                 turn -= sent
+            elif self._ends:
+                self._answer(self._ends.popleft(), Kind.END, EndStatus.CANCELLED)
             elif self._transfer is not None:
                 self._next_block(self._transfer)
             elif self._queue:
@@ -227,7 +235,7 @@ class Uplink(Polled):
         self._watch(self._wanted())
 
     def _wanted(self) -> int:
-        busy = self._out or self._transfer is not None or self._queue or self._resumable
+        busy = self._out or self._transfer or self._ends or self._queue or self._resumable
         return READABLE | WRITABLE if busy else READABLE
 
     def _flush(self) -> bool:
