@@ -19,8 +19,8 @@ GRACE_CHUNKS = 96  # a chunk may begin so many chunks' time later than it came a
 GRACE_USUAL = 4.0  # and so many times as late as chunks usually are
 GRACE_LEAST_S, GRACE_MOST_S = 0.1, 6.0
 STUCK_S = 2.0  # and what has begun may take so long to come
-SLOW_FACTOR, SLOW_LEAST_S = 4.0, 0.3  # a parent whose chunks come so much later than others do
-SLOW_S = 2.0  # is left out for so long: what it can send meanwhile is what waits there
+SLOW_FACTOR, SLOW_LEAST_S = 3.0, 0.2  # a parent whose chunks come so much later than others do
+SLOW_S = 5.0  # is left out for so long: what it can send meanwhile is what waits there
 
 
 @dataclass(frozen=True, slots=True)
