@@ -136,6 +136,8 @@ class Ahead:
             return []
         late_s, peer = now - self._heard.get(chunk, now), waiting.peer
         self._late_s.add(late_s)
+        if self._slow_until.get(peer, -inf) > now:
+            return []
         if peer not in self._late_of:
             self._late_of[peer] = Average(weight=0.2)
         of_peer = self._late_of[peer]

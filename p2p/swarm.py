@@ -166,8 +166,8 @@ class Swarm:
         self._space_at: float | None = None
         self._corrupt_chunks = 0
         self._completed = False
-        self._unconfirmed: dict[Chunk, None] = {}
-        """chunks whose pin nobody but their sender has told yet"""
+        self._unconfirmed: dict[Chunk, NodeId | None] = {}
+        """chunks whose pin nobody but their sender has told yet, with the sender"""
         self._confirm_at, self._confirm_left = -inf, limits.confirm_tries
         self._now = 0.0
         self._out: list[Command] = []
@@ -361,8 +361,8 @@ class Swarm:
 
     def _learn(self, chunk: Chunk, pin: bytes, peer: NodeId | None) -> None:
         known = self.pins.get(chunk)
-        if known == pin:
-            self._unconfirmed.pop(chunk, None)
+        if known == pin and chunk in self._unconfirmed and self._unconfirmed[chunk] != peer:
+            del self._unconfirmed[chunk]
         if known is None or len(known) != len(pin):
             self.pins[chunk] = pin
         elif known != pin and peer is None:
@@ -679,10 +679,11 @@ class Swarm:
             if (peer := self._book.get(ask.peer)) is not None:
                 peer.failures = 0
         self._recall(self._ahead.came(chunk, self._now))
-        if not (event.request and self._ahead.ended(event.request)):
+        waiting = self._ahead.ended(event.request) if event.request else None
+        if waiting is None:
             self._wait_no_more(chunk)
         if chunk not in self.pins and event.source is Source.PEER:
-            self._unconfirmed[chunk] = None
+            self._unconfirmed[chunk] = waiting.peer if waiting is not None else None
         if self.pins.setdefault(chunk, event.pin) != event.pin:
             self._suspect(chunk, held=True)
             return

@@ -13,6 +13,8 @@ from p2p.ahead import (
     GRACE_MOST_S,
     GRACE_USUAL,
     SETTLE_S,
+    SLOW_LEAST_S,
+    SLOW_S,
     STUCK_S,
     Ahead,
     Waiting,
@@ -188,3 +190,41 @@ def test_the_grace_of_a_chunk_is_what_it_was_when_it_was_announced():
     ahead.came(ONE, 2.0)
     assert ahead.grace_s == GRACE_MOST_S
     assert ahead.next_deadline() == 1.0 + GRACE_LEAST_S
+
+
+def late(ahead: Ahead, chunk: int, peer: NodeId, heard: float, came: float) -> list[Waiting]:
+    """A chunk that waits at a peer comes so long after it was announced."""
+    ahead.add(Waiting(100 + chunk, peer, Chunk(chunk)))
+    ahead.heard(Chunk(chunk), heard)
+    recalled = ahead.came(Chunk(chunk), came)
+    ahead.take(Chunk(chunk))
+    return recalled
+
+
+def test_a_parent_whose_chunks_come_late_is_left_out_for_so_long_and_what_waits_there_recalled():
+    ahead = drawn()
+    three = Chunk(3)  # f is the parent, d the root
+    for chunk in range(20, 60):  # others are in time
+        assert late(ahead, chunk, D, 1.0, 1.0) == []
+    ahead.add(Waiting(7, F, three))
+    assert late(ahead, 4, F, 1.0, 1.0 + SLOW_LEAST_S / 2) == [], "not by much"
+    assert ahead.parent(three, all_able, 2.0) == F
+    assert late(ahead, 5, F, 1.0, 1.9) == [], "one alone says little"
+    recalled: list[Waiting] = []
+    for turn in range(2, 6):
+        for chunk in range(6):  # meanwhile others come in time
+            assert late(ahead, 100 * turn + chunk, D, 6.0, 6.0) == []
+        recalled += late(ahead, 100 * turn + 50, F, 5.0, 6.0)
+    assert [one.request for one in recalled] == [7]
+    assert ahead.recalled(three)
+    assert ahead.parent(three, all_able, 6.0) == D
+    assert ahead.parent(three, all_able, 6.0 + SLOW_S - 0.001) == D
+    assert ahead.parent(three, all_able, 6.0 + SLOW_S) == F
+    assert ahead.next_deadline() == 6.0 + STUCK_S, "and then it is pulled in any case"
+
+
+def test_where_all_parents_are_as_late_none_is_left_out():
+    ahead = drawn()
+    for chunk in range(20, 80):
+        assert late(ahead, chunk, (D, F)[chunk % 2], 1.0, 4.0) == []
+    assert ahead.parent(Chunk(3), all_able, 5.0) == F

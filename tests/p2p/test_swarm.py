@@ -879,3 +879,74 @@ def test_what_was_asked_of_a_peer_that_went_is_asked_of_another(gone):
     drawn.handle(ev.PeerReady(node("b"), bits("#.......")), 0.0)
     (ask,) = of(ev.Ask, drawn.handle(getattr(ev, gone)(node("a")), 0.0))
     assert ask.peer == node("b")
+
+
+def test_the_root_of_a_tree_asks_its_owner_while_that_still_reads_the_chunk():
+    drawn, _ = settled(a="........", b="........")
+    commands = drawn.handle(ev.PeerOwns(node("b"), (0, 4)), 1.0)
+    assert {c: p for c, (_, p) in waits(commands).items()} == {0: node("b"), 4: node("b")}
+    (request, _) = waits(commands)[4]
+    commands = drawn.handle(ev.PeerOwns(node("a"), (4,)), 1.1)
+    assert commands[0] == ev.CancelAsk(request, node("b")), "the lease has gone to another"
+    assert waits(commands)[4][1] == node("a")
+
+
+def test_the_owner_of_a_chunk_tells_the_root_of_its_tree_and_is_silent_if_it_is_it_itself():
+    drawn, _ = settled(a="........", b="........")
+    told = {}
+    for chunk in range(3):
+        for command in of(ev.SendComing, drawn.handle(ev.LeasesGranted((chunk,)), 1.0)):
+            told[command.chunk] = command.peer
+    assert sorted(told.values()) == [node("a"), node("b")], "of three trees, one is our own"
+
+
+def ahead_only() -> tuple[Swarm, int]:
+    """A swarm that holds all but chunk 3, which came ahead: its pin is known from its sender."""
+    mine = Bitfield(CHUNKS, [c for c in range(CHUNKS) if c != 3])
+    pins = {chunk: pin(chunk) for chunk in range(CHUNKS) if chunk != 3}
+    drawn = Swarm(MANIFEST, ME, mine, {}, pins, Random(0), Limits())
+    drawn.handle(ev.PeerReady(node("a"), bits("........")), 0.0)
+    drawn.handle(ev.DeadlinePassed(), SETTLE_S)
+    waiting = drawn._ahead.take(Chunk(3))
+    drawn._ahead.add(waiting)
+    return drawn, waiting.request
+
+
+def test_a_pin_that_only_the_sender_told_is_confirmed_by_the_tracker_before_all_is_complete():
+    drawn, request = ahead_only()
+    commands = drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
+    assert ev.AskPins(None, (3,)) in commands
+    assert of(ev.Complete, commands) == []
+    commands = drawn.handle(ev.PinsLearned(((3, pin(3)),)), 1.1)
+    assert of(ev.Complete, commands) == [ev.Complete()]
+
+
+def test_another_peer_that_tells_the_same_pin_confirms_it_too():
+    drawn, request = ahead_only()
+    drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
+    commands = drawn.handle(ev.PeerHas(node("a"), ((3, pin(3)),)), 1.1)
+    assert of(ev.Complete, commands) == [], "it is the sender"
+    drawn.handle(ev.PeerReady(node("b"), bits("........")), 1.2)
+    commands = drawn.handle(ev.PeerHas(node("b"), ((3, pin(3)),)), 1.3)
+    assert of(ev.Complete, commands) == [ev.Complete()]
+
+
+def test_a_pin_that_the_tracker_knows_better_is_hashed_again():
+    drawn, request = ahead_only()
+    drawn.handle(ev.ChunkVerified(3, Source.PEER, b"\xee" * 16, request), 1.0)
+    commands = drawn.handle(ev.PinsLearned(((3, pin(3)),)), 1.1)
+    assert of(ev.Rehash, commands) == [ev.Rehash(3, pin(3))]
+
+
+def test_a_tracker_that_does_not_know_the_pin_is_asked_three_times_a_second_apart():
+    drawn, request = ahead_only()
+    drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
+    for now in (2.0, 3.0):
+        assert drawn.next_deadline() <= now
+        assert of(ev.AskPins, drawn.handle(ev.DeadlinePassed(), now)) == [ev.AskPins(None, (3,))]
+        assert of(ev.Complete, drawn.handle(ev.DeadlinePassed(), now + 0.5)) == []
+    assert of(ev.Complete, drawn.handle(ev.DeadlinePassed(), 4.0)) == [ev.Complete()]
+    drawn, request = ahead_only()
+    drawn.handle(ev.TrackerLost(), 0.5)
+    commands = drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
+    assert of(ev.Complete, commands) == [ev.Complete()], "without a tracker peers' word is all"
