@@ -1160,3 +1160,65 @@ async def test_a_store_that_a_worker_cannot_open_is_the_end_and_named(tmp_path, 
     with trio.fail_after(10), pytest.raises(ExceptionGroup) as caught:
         await pool.run()
     assert caught.group_contains(StoreError, match="nothing here")
+
+
+def own(bench: Bench, asked: Header, data: bytes, digests: bytes) -> list[bytes]:
+    """An answer whose blocks come each with its own digest."""
+    frames = []
+    for at in range(0, CHUNK, BLOCK):
+        flags = Flag.OWN | (Flag.LAST if at + BLOCK == CHUNK else Flag.NONE)
+        digest = digests[at // BLOCK * 16 :][:16]
+        head = Header(Kind.DATA, asked.request, asked.chunk, at, BLOCK, flags, len(digest))
+        frames.append(head.encode() + digest + data[at : at + BLOCK])
+    return frames
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "no pin"])
+async def test_blocks_with_digests_of_their_own_are_passed_on_one_by_one_and_make_the_pin(
+    bench, pinned
+):
+    up = await near(bench, jobs.AddDownlink)
+    ahead(bench, (7, 0, bench.pin(0) if pinned else b""))
+    frames = own(bench, await up.request(), bench.data(0), bench.digests(0))
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9))
+    for at, frame in zip(range(0, CHUNK, BLOCK), frames, strict=True):
+        await up.send(frame)
+        passed, digests, data = await block_of(down)
+        assert (passed.offset, data) == (at, bench.data(0)[at : at + BLOCK])
+        assert digests == bench.digests(0)[at // BLOCK * 16 :][:16]
+    got = await bench.report(jobs.Got)
+    assert (got.request, got.pin, got.digests) == (7, bench.pin(0), bench.digests(0))
+
+
+async def test_a_block_that_is_not_what_its_own_digest_says_is_refused_and_not_passed_on(bench):
+    up = await near(bench, jobs.AddDownlink)
+    ahead(bench, (7, 0, b""))
+    asked, (lie, _) = await up.request(), lies(bench)
+    down = await downstream(bench)
+    await down.send(wait_for(0, 9))
+    data = bench.data(0)[:BLOCK] + lie[BLOCK:]
+    await up.send(*own(bench, asked, data, bench.digests(0))[:2])
+    ended = await bench.report(jobs.AskEnded)
+    assert (ended.request, ended.why) == (7, "corrupt")
+    await block_of(down)
+    await down.send(Header(Kind.CANCEL, 9, 0).encode())
+    assert (await down.header(dataframe.DOWNWARD)).kind is Kind.END
+
+
+async def test_blocks_of_a_lie_that_agree_with_themselves_do_not_make_a_pin_that_is_known(bench):
+    up, (lie, digests) = await near(bench, jobs.AddDownlink), lies(bench)
+    ahead(bench, (7, 0, bench.pin(0)))
+    await up.send(*own(bench, await up.request(), lie, digests))
+    assert (await bench.report(jobs.AskEnded)).why == "failed"
+    with closing(Chunks(bench.store.directory)) as chunks:
+        assert chunks.missing_range(0) == (0, CHUNK), "nothing of it is kept"
+
+
+async def test_a_digest_of_its_own_in_a_plain_answer_ends_the_connection(bench):
+    up = await near(bench, jobs.AddDownlink)
+    bench.pool.submit(0, jobs.AskJob(7, 1, 0, bench.pin(0)))
+    await up.send(own(bench, await up.request(), bench.data(0), bench.digests(0))[0])
+    ended = await bench.report(jobs.AskEnded)
+    assert (ended.why, ended.request) == ("failed", 7)
+    assert "own digest" in ended.text

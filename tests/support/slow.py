@@ -15,11 +15,14 @@ class Slow:
 
     def __init__(self, seconds: float, free: int = 0) -> None:
         self.seconds, self.free = seconds, free
+        self.begun = threading.Event()
+        """a range waits"""
         self._hurry = threading.Event()
 
     def __call__(self, ranged: Ranged) -> str | None:
         """Wait; never a fault."""
         if ranged.count >= self.free:
+            self.begun.set()
             self._hurry.wait(self.seconds)
         return None
 
