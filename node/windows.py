@@ -44,13 +44,31 @@ def round_trip_s(sock: socket.socket) -> float:
     return float(_U32.unpack_from(info, _MIN_RTT_AT)[0]) / 1e6
 
 
-class Windows:
-    """Fits the windows of a worker's connections to what comes in."""
+class _Rate:
+    """Bytes a second, from a total that is looked at now and then."""
 
     def __init__(self) -> None:
         self._bytes = 0
         self._at: float | None = None
-        self._rate = 0.0
+        self.bytes_s = 0.0
+
+    def seen(self, total: int, now: float) -> float | None:
+        """Look at the total; what it grew by a second since the last look. None: it is too soon."""
+        if self._at is None or total < self._bytes:
+            self._bytes, self._at = total, now
+        if (elapsed_s := now - self._at) < SPAN_S * 0.8:
+            return None
+        rate = (total - self._bytes) / elapsed_s
+        self.bytes_s = max(rate, self.bytes_s * 0.8)  # a pause says nothing about the link
+        self._bytes, self._at = total, now
+        return rate
+
+
+class Windows:
+    """Fits the windows of a worker's connections to what comes in."""
+
+    def __init__(self) -> None:
+        self._rate = _Rate()
         self._count = 0.0
         self._set: dict[socket.socket, int] = {}
 
@@ -61,16 +79,11 @@ class Windows:
           socks: connections on which something is asked.
           received: bytes that came in so far, from peers and origin.
         """
-        if self._at is None or received < self._bytes:
-            self._bytes, self._at = received, now
-        if (elapsed_s := now - self._at) < SPAN_S * 0.8:
+        if (rate := self._rate.seen(received, now)) is None:
             return
-        rate = (received - self._bytes) / elapsed_s
-        self._rate = max(rate, self._rate * 0.8)  # a pause says nothing about the link
-        self._bytes, self._at = received, now
         busy = [sock for sock in socks if sock.fileno() >= 0]
         self._count = max(float(len(busy)), self._count * 0.9)
-        size = window_bytes(self._rate, round(self._count))
+        size = window_bytes(self._rate.bytes_s, round(self._count))
         if (size is None and not self._set) or not rate:
             return
         size = size or MOST_BYTES
@@ -89,9 +102,7 @@ class Unsent:
     """Fits what a worker's uplinks hand to the kernel ahead of the wire to what they send."""
 
     def __init__(self) -> None:
-        self._bytes = 0
-        self._at: float | None = None
-        self._rate = 0.0
+        self._rate = _Rate()
         self._set: dict[socket.socket, int] = {}
 
     def fit(self, socks: Iterable[socket.socket], sent: int, now: float) -> None:
@@ -101,17 +112,14 @@ class Unsent:
           socks: the connections that we send on.
           sent: bytes that went out so far.
         """
-        if self._at is None or sent < self._bytes:
-            self._bytes, self._at = sent, now
-        if (elapsed_s := now - self._at) < SPAN_S * 0.8:
+        if self._rate.seen(sent, now) is None:
             return
-        self._rate = max((sent - self._bytes) / elapsed_s, self._rate * 0.8)
-        self._bytes, self._at = sent, now
-        size = max(UNSENT_LEAST_BYTES, int(self._rate * AHEAD_S))
+        rate = self._rate.bytes_s
+        size = max(UNSENT_LEAST_BYTES, int(rate * AHEAD_S))
         before = self._set
         self._set = {}
         for sock in socks:
-            if sock.fileno() < 0 or not self._rate:
+            if sock.fileno() < 0 or not rate:
                 continue
             self._set[sock] = old = before.get(sock, 0)
             if abs(size - old) * 2 > old:
