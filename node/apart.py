@@ -1,11 +1,11 @@
 """A data worker in a process of its own: jobs and reports are datagrams on one socket."""
 
-import contextlib
 import json
 import logging
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,55 +14,50 @@ import trio
 
 from node import jobs
 from node.audit import start_logging
+from node.datagrams import Datagrams
 from node.heap import settle
 from node.pinning import pin_near
 from node.throttle import Meter
 from node.worker import Arrival, Worker, WorkerSettings
 
-DATAGRAM_BYTES = 128 * 1024  # a Got of 1024 blocks has 16 KiB of digests
-
 
 class Pipe:
-    """The worker's end of the control socket: datagrams in, with descriptors, and out."""
+    """The worker's end: jobs in, with descriptors, and reports out."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = trio.socket.from_stdlib_socket(sock)
-        self._out: list[bytes] = []
+        self._datagrams = Datagrams(sock)
+        self._out: deque[bytes] = deque()
         self._filled = trio.Event()
 
     def send(self, report: jobs.Report) -> None:
-        """Queue a report."""
-        self._out.append(jobs.encode(report))
-        self._filled.set()
+        """Send a report, once there is room."""
+        data = jobs.encode(report)
+        if self._out or not self._try(data):
+            self._out.append(data)
+            self._filled.set()
+
+    def _try(self, data: bytes) -> bool:
+        try:
+            return self._datagrams.send(data)
+        except ConnectionError:  # the end comes to `arrivals` too
+            return True
 
     async def write(self) -> None:
-        """Write what is queued, for ever."""
+        """Write what had to wait, for ever."""
         while True:
             while self._out:
-                batch, self._out = self._out, []
-                for data in batch:
-                    with contextlib.suppress(ConnectionError):  # the end comes to `arrivals` too
-                        await self._sock.send(data)
+                if self._try(self._out[0]):
+                    self._out.popleft()
+                else:
+                    await self._datagrams.room()
             self._filled = trio.Event()
             await self._filled.wait()
 
     async def arrivals(self) -> AsyncIterator[Arrival]:
         """Jobs, until the control process is gone."""
-        space = socket.CMSG_SPACE(4)
-        while True:
-            try:
-                data, ancillary, _, _ = await self._sock.recvmsg(DATAGRAM_BYTES, space)
-            except ConnectionError:
-                return
-            if not data:
-                return
-            sock = None
-            for level, kind, payload in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    sock = socket.socket(fileno=int.from_bytes(payload[:4], sys.byteorder))
-                    sock.setblocking(False)
-            job = jobs.decode(data)
-            yield job, sock  # type: ignore[misc]
+        while messages := await self._datagrams.receive():
+            for data, sock in messages:
+                yield jobs.decode(data), sock  # type: ignore[misc]
 
 
 async def _process(descriptor: int, settings: WorkerSettings, meter: Meter) -> None:

@@ -15,7 +15,8 @@ from math import inf
 import trio
 
 from node import jobs
-from node.apart import DATAGRAM_BYTES, arguments
+from node.apart import arguments
+from node.datagrams import Datagrams
 from node.throttle import Meter
 from node.worker import Arrival, Worker, WorkerSettings
 from p2p.errors import StoreError
@@ -63,6 +64,8 @@ class _Handle:
         self.past = NO_FIGURES
         self.limits: jobs.SetLimits | None = None
         self.budget: jobs.SetBudget | None = None
+        self.datagrams: Datagrams | None = None
+        """the way to the one in a process of its own"""
         self.worker: Worker | None = None
         """the one in this process, from its first job on"""
         self.model: jobs.OpenModel | None = None
@@ -100,8 +103,30 @@ class _Handle:
         if self.worker is not None:
             self.worker.take(job, sock)
             return
-        self.queue.append((job, sock))
-        self.filled.set()
+        if self.queue or not self._try(job, sock):
+            self.queue.append((job, sock))
+            self.filled.set()
+
+    def _try(self, job: jobs.Job, sock: socket.socket | None) -> bool:
+        """Send a job to the worker's process, if it can be sent now."""
+        with contextlib.suppress(OSError):  # the worker has died: `read` sees it too
+            if self.datagrams is not None and self.datagrams.send(jobs.encode(job), sock):
+                if sock is not None:
+                    sock.close()
+                return True
+        return False
+
+    async def write(self, datagrams: Datagrams) -> None:
+        """Send what had to wait, for ever."""
+        self.datagrams = datagrams
+        while True:
+            while self.queue:
+                if self._try(*self.queue[0]):
+                    self.queue.popleft()
+                else:
+                    await datagrams.room()
+            self.filled = trio.Event()
+            await self.filled.wait()
 
     def settle(self, report: jobs.Report) -> None:
         """A report came: strike what it answers."""
@@ -305,17 +330,18 @@ class WorkerPool:
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self.pids[index] = process.pid
-        pipe = trio.socket.from_stdlib_socket(ours)
+        datagrams = Datagrams(ours)
         handle = self._handles[index]
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, pipe, handle)
-                await self._read(pipe, index)
+                nursery.start_soon(handle.write, datagrams)
+                while messages := await datagrams.receive():
+                    for data, _ in messages:
+                        self._report(index, jobs.decode(data))  # type: ignore[arg-type]
                 nursery.cancel_scope.cancel()
-        except* OSError as group:
-            log.debug("data worker pipe index=%d error=%s", index, group.exceptions[0])
         finally:
-            pipe.close()  # the worker sees the end of its jobs, and stops
+            handle.datagrams = None
+            datagrams.close()  # the worker sees the end of its jobs, and stops
             with trio.CancelScope(shield=True):
                 with trio.move_on_after(STOP_S):
                     await process.wait()
@@ -323,21 +349,3 @@ class WorkerPool:
                     process.send_signal(signal.SIGKILL)
                     await process.wait()
             self.pids[index] = None
-
-    async def _write(self, pipe: trio.socket.SocketType, handle: _Handle) -> None:
-        while True:
-            while handle.queue:
-                job, sock = handle.queue.popleft()
-                data = jobs.encode(job)
-                if sock is None:
-                    await pipe.send(data)
-                    continue
-                rights = sock.fileno().to_bytes(4, sys.byteorder)
-                with sock:
-                    await pipe.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-            handle.filled = trio.Event()
-            await handle.filled.wait()
-
-    async def _read(self, pipe: trio.socket.SocketType, index: int) -> None:
-        while data := await pipe.recv(DATAGRAM_BYTES):
-            self._report(index, jobs.decode(data))  # type: ignore[arg-type]

@@ -10,11 +10,12 @@ Callbacks never wait, and move a few MiB at most: what they leave is ready again
 
 import select
 from collections.abc import Callable
+from time import monotonic
 
 import trio
 
 READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
-ROUND = 64  # callbacks, before other tasks get a turn
+TURN_S = 0.01  # before other tasks get a turn: a few callbacks may move 4 MiB each, 3 ms of work
 
 Ready = Callable[[int], None]
 
@@ -41,14 +42,20 @@ class Poller:
         del self._ready[descriptor]
         self._epoll.unregister(descriptor)
 
+    def _call_next(self) -> bool:
+        """Call one that is ready, if there is one: the kernel gives them in turn."""
+        for descriptor, events in self._epoll.poll(0, 1):
+            self._ready[descriptor](events)
+            return True
+        return False
+
     async def run(self) -> None:
         """Call until cancelled."""
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                for descriptor, events in self._epoll.poll(0, ROUND):
-                    ready = self._ready.get(descriptor)
-                    if ready is not None:  # an earlier call of this round may have removed it
-                        ready(events)
+                until = monotonic() + TURN_S
+                while self._call_next() and monotonic() < until:
+                    pass
         finally:
             trio.lowlevel.notify_closing(self._epoll.fileno())
