@@ -92,8 +92,8 @@ class Uplink(Polled):
         """answers whose next block is not here yet"""
         self._resumable: deque[_Transfer] = deque()
         """answers that waited, and can go on"""
-        self._ends: deque[Header] = deque()
-        """of cancelled ones: they go before the next block, never into one"""
+        self._ends: deque[tuple[Header, Kind, int]] = deque()
+        """of those that are cancelled or refused: they go before the next block, never into one"""
         self._granted = 0
         self._prompt = False
         """what readers are blocked on goes over it, before others in the host's queue"""
@@ -107,6 +107,7 @@ class Uplink(Polled):
     def close(self) -> None:
         """Whatever was being sent is over."""
         self._waiting.clear()
+        self._slots.ready_bytes -= sum(one.end - one.at for one in self._resumable)
         self._resumable.clear()
         if self._transfer is not None:
             self._end_transfer(self._transfer)
@@ -167,8 +168,9 @@ class Uplink(Polled):
             resumable = (one for one in self._resumable if one.header.request == request)
             if (waiting := next(resumable, None)) is not None:
                 self._resumable.remove(waiting)
+                self._slots.ready_bytes -= waiting.end - waiting.at
         if waiting is not None:  # whoever gives us up has waited long enough
-            self._ends.append(waiting.header)
+            self._ends.append((waiting.header, Kind.END, EndStatus.CANCELLED))
             return
         known = [queued.request for queued, _ in self._queue]
         if request in known or (self._transfer and request == self._transfer.header.request):
@@ -178,6 +180,10 @@ class Uplink(Polled):
         """Send on when the next block is here, which may be now."""
         chunk = transfer.header.chunk
         if self._chunks.passable(chunk, transfer.at):
+            if self._slots.behind and transfer.at == transfer.header.offset:
+                self._refuse(transfer.header)
+                return
+            self._slots.ready_bytes += transfer.end - transfer.at
             self._resumable.append(transfer)
         else:
             self._waiting[transfer.header.request] = transfer
@@ -188,7 +194,7 @@ class Uplink(Polled):
         idle = not self._wanted() & WRITABLE
         for request in [r for r, one in self._waiting.items() if one.header.chunk == chunk]:
             self._wait(self._waiting.pop(request))
-        if idle and self._resumable and self._poller is not None and not self._paced:
+        if idle and self._wanted() & WRITABLE and self._poller is not None and not self._paced:
             self._moved_s = trio.current_time()
             self._guard(self._writable)
 
@@ -223,13 +229,14 @@ class Uplink(Polled):
                     break
                 turn -= sent
             elif self._ends:
-                self._answer(self._ends.popleft(), Kind.END, EndStatus.CANCELLED)
+                self._answer(*self._ends.popleft())
             elif self._transfer is not None:
                 self._next_block(self._transfer)
             elif self._queue:
                 self._begin(*self._queue.popleft())
             elif self._resumable:
                 self._transfer = self._resumable.popleft()
+                self._slots.ready_bytes -= self._transfer.end - self._transfer.at
             else:
                 break
         self._watch(self._wanted())
@@ -257,11 +264,14 @@ class Uplink(Polled):
         if not self._chunks.verified(header.chunk, header.offset, header.length):
             self._answer(header, Kind.NOT_HAVE, 0)
         elif refused or not self._slots.acquire(demand=demand):
-            self._answer(header, Kind.BUSY, int(self._slots.retry_after_s * 1000))
+            self._refuse(header)
         else:
             self._transfer = _Transfer(header, header.offset, trio.current_time())
             return
         self._cancelled.discard(header.request)
+
+    def _refuse(self, header: Header) -> None:
+        self._ends.append((header, Kind.BUSY, int(self._slots.retry_after_s * 1000)))
 
     def _next_block(self, transfer: _Transfer) -> None:
         """A header for the next block, or the end of the answer."""

@@ -105,6 +105,11 @@ class Unsent:
         self._rate = _Rate()
         self._set: dict[socket.socket, int] = {}
 
+    @property
+    def rate_bytes_s(self) -> float:
+        """What went out a second, at its best of late."""
+        return self._rate.bytes_s
+
     def fit(self, socks: Iterable[socket.socket], sent: int, now: float) -> None:
         """Look at the rate, and set limits that have changed by half.
 

@@ -342,6 +342,7 @@ class Worker:
             uplinks = [link.sock for link in self._polled.values() if isinstance(link, Uplink)]
             sent = sum(served.bytes for _, served in self._links.values())
             self._unsent.fit(uplinks, sent, now)
+            self._slots.rate_bytes_s = self._unsent.rate_bytes_s
             await trio.sleep(self._settings.figures_s)
 
     def _send_figures(self) -> None:

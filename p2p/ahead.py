@@ -16,11 +16,10 @@ from p2p.tree import Trees
 
 SETTLE_S = 0.1  # peers come one by one: the trees follow when no other has come for so long
 GRACE_CHUNKS = 96  # a chunk may begin so many chunks' time later than it came at others
+ENDING_CHUNKS = 12  # and only so many when no other is to come
 GRACE_USUAL = 4.0  # and so many times as late as chunks usually are
 GRACE_LEAST_S, GRACE_MOST_S = 0.1, 6.0
 STUCK_S = 2.0  # and what has begun may take so long to come
-SLOW_FACTOR, SLOW_LEAST_S = 3.0, 0.2  # a parent whose chunks come so much later than others do
-SLOW_S = 5.0  # is left out for so long: what it can send meanwhile is what waits there
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +43,16 @@ class Ahead:
         self._due: dict[Chunk, float] = {}
         """until when announced chunks are waited for"""
         self._heard: dict[Chunk, float] = {}
+        self._unheard: dict[Chunk, None] = {}
         self._recalled: dict[Chunk, float] = {}
         """and then, until when, if they have begun to come"""
         self._overdue: dict[Chunk, None] = {}
-        self._wrong: set[tuple[NodeId, Chunk]] = set()
-        """what peers sent wrong; two of a peer are a quarantine, so these are few"""
+        self._denied: dict[Chunk, set[NodeId]] = {}
+        """who is not to be asked for chunks that have not come yet"""
         self._interval_s = Average(weight=0.05)
         self._late_s = Average(weight=0.1)
         """from being announced elsewhere to coming here by itself"""
         self._came_at = inf
-        self._late_of: dict[NodeId, Average] = {}
-        self._slow_until: dict[NodeId, float] = {}
 
     def __len__(self) -> int:
         return len(self._by_chunk)
@@ -82,24 +80,22 @@ class Ahead:
         root = self._trees.root(chunk) if self._trees is not None else self._me
         return None if root == self._me else root
 
-    def parent(self, chunk: Chunk, able: Callable[[NodeId], bool], now: float) -> NodeId | None:
-        """The nearest node above this one that can be asked, is not slow, and has not sent this
-        chunk wrong."""
+    def parent(self, chunk: Chunk, able: Callable[[NodeId], bool]) -> NodeId | None:
+        """The nearest node above this one that can be asked, and did not deny this chunk."""
         above = self._trees.above(chunk) if self._trees is not None else ()
-        slow, wrong = self._slow_until, self._wrong
-        for node in above:
-            if able(node) and slow.get(node, -inf) <= now and (node, chunk) not in wrong:
-                return node
-        return None
+        denied = self._denied.get(chunk, ())
+        return next((node for node in above if able(node) and node not in denied), None)
 
-    def sent_wrong(self, node: NodeId, chunk: Chunk) -> None:
-        """It is not asked ahead for this chunk again: once it announces it, it is pulled."""
-        self._wrong.add((node, chunk))
+    def deny(self, node: NodeId, chunk: Chunk) -> None:
+        """It sent this chunk wrong, or has too much to send: it is not asked ahead for it again.
+        Once it announces it, it may be pulled."""
+        self._denied.setdefault(chunk, set()).add(node)
 
     # -- requests ---------------------------------------------------------------------------------
 
     def add(self, waiting: Waiting) -> None:
         """The request is sent."""
+        self._unheard[waiting.chunk] = None
         self._by_chunk[waiting.chunk] = self._by_request[waiting.request] = waiting
 
     def take(self, chunk: Chunk) -> Waiting | None:
@@ -107,7 +103,7 @@ class Ahead:
         waiting = self._by_chunk.pop(chunk, None)
         if waiting is not None:
             del self._by_request[waiting.request]
-            for times in (self._due, self._heard, self._recalled, self._overdue):
+            for times in (self._unheard, self._due, self._heard, self._recalled, self._overdue):
                 times.pop(chunk, None)
         return waiting
 
@@ -126,27 +122,14 @@ class Ahead:
 
     # -- time -------------------------------------------------------------------------------------
 
-    def came(self, chunk: Chunk, now: float) -> list[Waiting]:
-        """A chunk has come, from wherever; returns what is to be recalled of a slow parent."""
+    def came(self, chunk: Chunk, now: float) -> None:
+        """A chunk has come, from wherever."""
         if self._came_at < inf:
             self._interval_s.add(now - self._came_at)
         self._came_at = now
-        waiting = self._by_chunk.get(chunk)
-        if waiting is None:
-            return []
-        late_s, peer = now - self._heard.get(chunk, now), waiting.peer
-        self._late_s.add(late_s)
-        if self._slow_until.get(peer, -inf) > now:
-            return []
-        if peer not in self._late_of:
-            self._late_of[peer] = Average(weight=0.2)
-        of_peer = self._late_of[peer]
-        of_peer.add(late_s)
-        if of_peer.value <= max(SLOW_LEAST_S, SLOW_FACTOR * self._late_s.value):
-            return []
-        del self._late_of[peer]
-        self._slow_until[peer] = now + SLOW_S
-        return [self._recall(one.chunk, now) for one in self.all(peer) if one.chunk != chunk]
+        self._denied.pop(chunk, None)
+        if chunk in self._by_chunk:
+            self._late_s.add(now - self._heard.get(chunk, now))
 
     def _recall(self, chunk: Chunk, now: float) -> Waiting:
         self._due.pop(chunk, None)
@@ -159,11 +142,25 @@ class Ahead:
         grace_s = max(GRACE_CHUNKS * self._interval_s.value, GRACE_USUAL * self._late_s.value)
         return min(GRACE_MOST_S, max(GRACE_LEAST_S, grace_s))
 
+    @property
+    def all_heard(self) -> bool:
+        """Of all that waits, a peer has announced that it has it."""
+        return not self._unheard
+
+    def ending(self, now: float) -> None:
+        """Nothing is to come but what others hold, so nothing else is delayed by asking them: what
+        is late is not waited for as long."""
+        due = now + ENDING_CHUNKS * self._interval_s.value
+        for chunk, until in self._due.items():
+            if until > due:
+                self._due[chunk] = due
+
     def heard(self, chunk: Chunk, now: float) -> None:
         """A peer announces the chunk."""
         if chunk in self._by_chunk and chunk not in self._heard:
             self._due[chunk] = now + self.grace_s
             self._heard[chunk] = now
+            del self._unheard[chunk]
 
     def expire(self, now: float) -> list[Waiting]:
         """Give up waiting for what is due; returns what is to be recalled if it has not begun."""

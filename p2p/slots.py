@@ -1,11 +1,14 @@
 """Upload slots: a bounded number of transfers at once, and an immediate busy for the rest.
 
 Queueing behind a loaded holder cost up to 5.4 x the bound in the fluid model; a refusal lets the
-other side ask somewhere else at once.
+other side ask somewhere else at once. What was asked ahead needs no slot, but is refused likewise
+once too much can be sent already: a node whose uplink is slower than others' falls behind by no
+more, and sends all it can.
 """
 
 from p2p.rates import Average
 
+READY_MOST_S = 0.15  # what can be sent may take so long; the same uplink at full rate needs 0.2 s
 RETRY_LOWEST_S, RETRY_HIGHEST_S = 0.01, 2.0
 
 
@@ -22,11 +25,21 @@ class UploadSlots:
         self.reserved = reserved
         self.used = 0
         self.busy_count = 0
+        self.ready_bytes = 0
+        """of answers that waited for their chunk and could go on"""
+        self.rate_bytes_s = 0.0
+        """what the uplink carries, as far as is known; 0: not yet"""
         self._seconds = Average(weight=0.2)
+
+    @property
+    def behind(self) -> bool:
+        """More is ready than leaves in time."""
+        return 0 < self.rate_bytes_s * READY_MOST_S < self.ready_bytes
 
     def acquire(self, *, demand: bool = False) -> bool:
         """Take a slot, if there is one; it is given back with `release`."""
-        if self.used >= self.limit + (self.reserved if demand else 0):
+        full = self.used >= self.limit + (self.reserved if demand else 0)
+        if full or (self.behind and not demand):
             self.busy_count += 1
             return False
         self.used += 1

@@ -37,6 +37,7 @@ from p2p.picker import IN_FLIGHT, MISSING, RELEASED, Picker
 from p2p.rates import Average
 from p2p.reading import Holding, Reading
 
+ENDING = 256  # missing chunks at most, so that looking at them is cheap
 PINS_AT_ONCE = 4096  # asked of the tracker: 64 KiB of answer
 
 
@@ -395,7 +396,8 @@ class Swarm:
     def _refused(self, request: int, retry_after_s: float | None) -> None:
         ask = self._end_ask(request)
         if ask is None:
-            self._ask_failed(request)  # it cannot wait there
+            if (waiting := self._ahead_ended(request)) is not None:  # it cannot wait there
+                self._ahead.deny(waiting.peer, waiting.chunk)
             return
         if retry_after_s is None:
             self._picker.lacks(ask.peer, ask.chunk)
@@ -423,7 +425,7 @@ class Swarm:
         """The peer sent the chunk wrong."""
         self._corrupt_chunks += 1
         self._picker.lacks(node, chunk)
-        self._ahead.sent_wrong(node, chunk)
+        self._ahead.deny(node, chunk)
         self._ask_ahead_in = 0
         self._out.append(ev.ReportCorruption(node, chunk))
         peer = self._book[node]
@@ -520,7 +522,7 @@ class Swarm:
         for chunk in self._picker.window(self._limits.ahead):
             if chunk in self._ahead or self._picker.is_held_by_any(chunk):
                 continue
-            parent = self._ahead.parent(chunk, self._able, self._now)
+            parent = self._ahead.parent(chunk, self._able)
             if parent is not None:
                 places.append((chunk, parent))
         self._wait_at(places)
@@ -563,6 +565,13 @@ class Swarm:
         for one in late:
             self._out.append(ev.CancelAsk(one.request, one.peer, idle=True))
 
+    @property
+    def _ending(self) -> bool:
+        """Whatever is missing here is held by a peer."""
+        if self._ahead.all_heard and self._manifest.chunk_count - len(self.held) <= ENDING:
+            return all(map(self._picker.is_held_by_any, self._picker.window()))
+        return False
+
     def _draw_trees(self) -> None:
         """Peers have come or gone. A young swarm asks its new parents at once."""
         peers = [peer.node for peer in self._book.ready() if not peer.on_demand]
@@ -570,7 +579,7 @@ class Swarm:
         self._ask_ahead_in = 0
         if len(self.held) < self._limits.window:
             for waiting in self._ahead.all():
-                if self._ahead.parent(waiting.chunk, self._able, self._now) != waiting.peer:
+                if self._ahead.parent(waiting.chunk, self._able) != waiting.peer:
                     self._wait_no_more(waiting.chunk)
 
     _pins_missing = False
@@ -678,7 +687,7 @@ class Swarm:
             self._picker.answered(ask.peer)
             if (peer := self._book.get(ask.peer)) is not None:
                 peer.failures = 0
-        self._recall(self._ahead.came(chunk, self._now))
+        self._ahead.came(chunk, self._now)
         waiting = self._ahead.ended(event.request) if event.request else None
         if waiting is None:
             self._wait_no_more(chunk)
@@ -788,6 +797,8 @@ class Swarm:
             self._space_at = None
         for node in self._book.woken(now):
             self._picker.set_ready(node, True)
+        if self._ending:
+            self._ahead.ending(now)
         self._recall(self._ahead.expire(now))
         if self._ahead.settled(now):
             self._draw_trees()

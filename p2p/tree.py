@@ -42,10 +42,16 @@ class Trees:
             self._roots.append(nodes[shift])
             self._above.append(tuple(above))
 
+    def _tree(self, chunk: Chunk) -> int:
+        """The next tree for the next chunk, and every `count` chunks one is left out: leases go
+        around too, and if a tree always got its chunks of the same owner, some nodes would always
+        send one chunk of eight more than others (100 and 75 % of their links, of 8 nodes)."""
+        return (chunk + chunk // self.count) % self.count
+
     def root(self, chunk: Chunk) -> NodeId:
         """The node that the chunk's owner gives it to first."""
-        return self._roots[chunk % self.count]
+        return self._roots[self._tree(chunk)]
 
     def above(self, chunk: Chunk) -> tuple[NodeId, ...]:
         """The parent, its parent, and so on up to the root; none if this node is it."""
-        return self._above[chunk % self.count]
+        return self._above[self._tree(chunk)]

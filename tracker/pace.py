@@ -12,7 +12,7 @@ long as more leases bring more bytes:
 
 from math import ceil, inf
 
-LEAST = 8  # what keeps one origin's link busy while each lease changes hands
+LEAST = 10  # what keeps one origin's link busy while each lease changes hands
 PER_NODE = 0.25
 STEP = 1.5
 WORTH = 1.2  # of what half as many more could bring, two fifths are enough
