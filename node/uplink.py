@@ -180,10 +180,11 @@ class Uplink(Polled):
         """Send on when the next block is here, which may be now."""
         chunk = transfer.header.chunk
         if self._chunks.passable(chunk, transfer.at):
-            if self._slots.behind and transfer.at == transfer.header.offset:
+            size = transfer.end - transfer.at
+            if transfer.at == transfer.header.offset and self._slots.behind(size):
                 self._refuse(transfer.header)
                 return
-            self._slots.ready_bytes += transfer.end - transfer.at
+            self._slots.ready_bytes += size
             self._resumable.append(transfer)
         else:
             self._waiting[transfer.header.request] = transfer
@@ -263,7 +264,7 @@ class Uplink(Polled):
         demand = bool(header.flags & Flag.DEMAND)
         if not self._chunks.verified(header.chunk, header.offset, header.length):
             self._answer(header, Kind.NOT_HAVE, 0)
-        elif refused or not self._slots.acquire(demand=demand):
+        elif refused or not self._slots.acquire(header.length, demand=demand):
             self._refuse(header)
         else:
             self._transfer = _Transfer(header, header.offset, trio.current_time())

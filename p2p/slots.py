@@ -8,7 +8,7 @@ more, and sends all it can.
 
 from p2p.rates import Average
 
-READY_MOST_S = 0.15  # what can be sent may take so long; the same uplink at full rate needs 0.2 s
+READY_MOST_S, READY_MOST = 0.15, 4  # what is ready may take so long, and so many answers may be
 RETRY_LOWEST_S, RETRY_HIGHEST_S = 0.01, 2.0
 
 
@@ -31,15 +31,15 @@ class UploadSlots:
         """what the uplink carries, as far as is known; 0: not yet"""
         self._seconds = Average(weight=0.2)
 
-    @property
-    def behind(self) -> bool:
-        """More is ready than leaves in time."""
-        return 0 < self.rate_bytes_s * READY_MOST_S < self.ready_bytes
+    def behind(self, size: int) -> bool:
+        """More is ready than leaves in time, and than a few answers of this size."""
+        most = max(self.rate_bytes_s * READY_MOST_S, READY_MOST * size)
+        return self.rate_bytes_s > 0 and self.ready_bytes > most
 
-    def acquire(self, *, demand: bool = False) -> bool:
-        """Take a slot, if there is one; it is given back with `release`."""
+    def acquire(self, size: int, *, demand: bool = False) -> bool:
+        """Take a slot for an answer of so many bytes, if there is one; `release` gives it back."""
         full = self.used >= self.limit + (self.reserved if demand else 0)
-        if full or (self.behind and not demand):
+        if full or (self.behind(size) and not demand):
             self.busy_count += 1
             return False
         self.used += 1

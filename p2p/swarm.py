@@ -81,6 +81,8 @@ class Limits:
     """a request that takes so many times as long as others do is asked of another holder"""
     late_least_s: float = 0.5
     """but not sooner: what is cancelled may have come for the most part"""
+    late_ending: float = 0.4
+    """and after so much of that when nothing else is to come"""
     space_retry_s: float = 2.0
     lease_grace_s: float = 3.0
     """after the tracker's loss its leases run out; then rendezvous hashing decides"""
@@ -474,7 +476,8 @@ class Swarm:
     @property
     def _late_s(self) -> float:
         usual_s = self._ask_s.value
-        late_s = max(self._limits.late_factor * usual_s, self._limits.late_least_s)
+        part = self._limits.late_ending if self._ending else 1.0
+        late_s = part * max(self._limits.late_factor * usual_s, self._limits.late_least_s)
         return min(late_s, self._limits.ask_timeout_s) if usual_s else self._limits.ask_timeout_s
 
     def _look_at_late(self) -> None:
