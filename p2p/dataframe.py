@@ -7,11 +7,12 @@ DATA frame of a chunk of several blocks carries the digests of *all* blocks of t
 its payload (flag DIGESTS): they are checked against the chunk's pin, so each block is verified by
 itself as it arrives.
 
-A REQUEST with flag WAIT is not refused: its answer begins when the first block of the range is
-there, and goes on block by block as the chunk comes in, with frames of other answers between. Its
-first DATA frame carries the digests of all blocks (flag DIGESTS) if they are known by then; else
-each frame carries that of its own block (flag OWN), as an origin's chunk has no pin before it is
-whole. Together they make the pin if the asking side knows none.
+A REQUEST with flag WAIT is answered when the first block of the range is there: block by block as
+the chunk comes in, with frames of other answers between; or by BUSY, if the sender has more to send
+by then than its uplink carries. Its first DATA frame carries the digests of all blocks (flag
+DIGESTS) if they are known by then; else each frame carries that of its own block (flag OWN), as an
+origin's chunk has no pin before it is whole. Together they make the pin if the asking side knows
+none.
 
 Header, 40 bytes, big-endian:
 

@@ -8,13 +8,12 @@ from math import inf
 import pytest
 
 from p2p.ahead import (
+    ENDING_CHUNKS,
     GRACE_CHUNKS,
     GRACE_LEAST_S,
     GRACE_MOST_S,
     GRACE_USUAL,
     SETTLE_S,
-    SLOW_LEAST_S,
-    SLOW_S,
     STUCK_S,
     Ahead,
     Waiting,
@@ -47,20 +46,20 @@ def all_able(_: NodeId) -> bool:
 
 def test_without_trees_nobody_is_asked_and_this_node_is_every_root():
     ahead = Ahead(C)
-    assert (ahead.parent(ZERO, all_able, 0.0), ahead.root(ZERO)) == (None, None)
+    assert (ahead.parent(ZERO, all_able), ahead.root(ZERO)) == (None, None)
     ahead.draw([C])
-    assert (ahead.parent(ZERO, all_able, 0.0), ahead.root(ZERO)) == (None, None)
+    assert (ahead.parent(ZERO, all_able), ahead.root(ZERO)) == (None, None)
 
 
 def test_the_parent_is_the_nearest_node_above_that_can_be_asked():
     ahead = drawn()
     three = Chunk(3)  # d is the root, then e and f, then a, b and this node
     assert ahead.root(three) == D
-    assert ahead.parent(three, all_able, 0.0) == F
-    assert ahead.parent(three, lambda node: node != F, 0.0) == D
-    assert ahead.parent(three, lambda node: node not in (D, F), 0.0) is None
+    assert ahead.parent(three, all_able) == F
+    assert ahead.parent(three, lambda node: node != F) == D
+    assert ahead.parent(three, lambda node: node not in (D, F)) is None
     assert ahead.root(TWO) is None, "it is this node"
-    assert ahead.parent(TWO, all_able, 0.0) is None
+    assert ahead.parent(TWO, all_able) is None
 
 
 def test_trees_settle_a_tenth_of_a_second_after_the_last_peer_came_or_went():
@@ -192,39 +191,46 @@ def test_the_grace_of_a_chunk_is_what_it_was_when_it_was_announced():
     assert ahead.next_deadline() == 1.0 + GRACE_LEAST_S
 
 
-def late(ahead: Ahead, chunk: int, peer: NodeId, heard: float, came: float) -> list[Waiting]:
-    """A chunk that waits at a peer comes so long after it was announced."""
-    ahead.add(Waiting(100 + chunk, peer, Chunk(chunk)))
-    ahead.heard(Chunk(chunk), heard)
-    recalled = ahead.came(Chunk(chunk), came)
-    ahead.take(Chunk(chunk))
-    return recalled
-
-
-def test_a_parent_whose_chunks_come_late_is_left_out_for_so_long_and_what_waits_there_recalled():
+def test_whoever_denies_a_chunk_is_not_asked_ahead_for_it_again_until_it_has_come():
     ahead = drawn()
     three = Chunk(3)  # f is the parent, d the root
-    for chunk in range(20, 60):  # others are in time
-        assert late(ahead, chunk, D, 1.0, 1.0) == []
-    ahead.add(Waiting(7, F, three))
-    assert late(ahead, 4, F, 1.0, 1.0 + SLOW_LEAST_S / 2) == [], "not by much"
-    assert ahead.parent(three, all_able, 2.0) == F
-    assert late(ahead, 5, F, 1.0, 1.9) == [], "one alone says little"
-    recalled: list[Waiting] = []
-    for turn in range(2, 6):
-        for chunk in range(6):  # meanwhile others come in time
-            assert late(ahead, 100 * turn + chunk, D, 6.0, 6.0) == []
-        recalled += late(ahead, 100 * turn + 50, F, 5.0, 6.0)
-    assert [one.request for one in recalled] == [7]
-    assert ahead.recalled(three)
-    assert ahead.parent(three, all_able, 6.0) == D
-    assert ahead.parent(three, all_able, 6.0 + SLOW_S - 0.001) == D
-    assert ahead.parent(three, all_able, 6.0 + SLOW_S) == F
-    assert ahead.next_deadline() == 6.0 + STUCK_S, "and then it is pulled in any case"
+    ahead.deny(F, three)
+    assert ahead.parent(three, all_able) == D
+    assert ahead.parent(Chunk(8), all_able) == F, "of the same tree"
+    ahead.deny(D, three)
+    assert ahead.parent(three, all_able) is None
+    ahead.came(three, 1.0)
+    assert ahead.parent(three, all_able) == F
 
 
-def test_where_all_parents_are_as_late_none_is_left_out():
-    ahead = drawn()
-    for chunk in range(20, 80):
-        assert late(ahead, chunk, (D, F)[chunk % 2], 1.0, 4.0) == []
-    assert ahead.parent(Chunk(3), all_able, 5.0) == F
+def test_when_all_has_been_announced_it_is_waited_for_no_longer_than_a_few_chunks_take():
+    ahead = waiting(ZERO, ONE, TWO)
+    for step in range(5):
+        ahead.came(Chunk(10 + step), step * 0.01)
+    ahead.heard(ZERO, 5.0)
+    ahead.heard(ONE, 5.0)
+    assert not ahead.all_heard, "two is still to come"
+    ahead.heard(TWO, 5.9)
+    assert ahead.all_heard
+    usual = 5.0 + GRACE_CHUNKS * 0.01
+    assert ahead.next_deadline() == pytest.approx(usual)
+    ahead.ending(5.9)
+    soon = 5.9 + ENDING_CHUNKS * 0.01
+    assert soon > usual, "so nothing changes for these two"
+    assert ahead.next_deadline() == pytest.approx(usual)
+    assert [one.chunk for one in ahead.expire(usual)] == [ZERO, ONE]
+    assert ahead.next_deadline() == pytest.approx(soon)
+    ahead.ending(5.95)
+    assert ahead.next_deadline() == pytest.approx(soon), "it is not put off"
+    assert [one.chunk for one in ahead.expire(soon)] == [TWO]
+
+
+def test_a_chunk_that_is_asked_again_has_not_been_announced():
+    ahead = waiting(ZERO)
+    ahead.heard(ZERO, 5.0)
+    assert ahead.all_heard
+    ahead.take(ZERO)
+    ahead.add(Waiting(30, B, ZERO))
+    assert not ahead.all_heard
+    ahead.take(ZERO)
+    assert ahead.all_heard, "nothing waits"

@@ -1,17 +1,19 @@
 """Upload slots: bounded, refused at once, with a hint from what transfers took."""
 
-from p2p.slots import RETRY_LOWEST_S, UploadSlots
+from p2p.slots import READY_MOST, READY_MOST_S, RETRY_LOWEST_S, UploadSlots
+
+SIZE = 1000
 
 
 def test_slots_are_bounded_and_a_blocked_read_may_use_the_reserved_one():
     slots = UploadSlots(limit=2, reserved=1)
-    assert [slots.acquire() for _ in range(3)] == [True, True, False]
-    assert slots.acquire(demand=True)
-    assert not slots.acquire(demand=True)
+    assert [slots.acquire(SIZE) for _ in range(3)] == [True, True, False]
+    assert slots.acquire(SIZE, demand=True)
+    assert not slots.acquire(SIZE, demand=True)
     slots.release(1.0)
-    assert not slots.acquire(), "the reserved slot is still taken"
+    assert not slots.acquire(SIZE), "the reserved slot is still taken"
     slots.release(1.0)
-    assert slots.acquire()
+    assert slots.acquire(SIZE)
     assert slots.busy_count == 3
 
 
@@ -19,7 +21,23 @@ def test_the_hint_is_the_share_of_a_transfer_after_which_one_of_the_slots_is_fre
     slots = UploadSlots(limit=4, reserved=0)
     assert slots.retry_after_s == RETRY_LOWEST_S
     for _ in range(4):
-        assert slots.acquire()
+        assert slots.acquire(SIZE)
     slots.release(0.8)
-    assert slots.acquire()
+    assert slots.acquire(SIZE)
     assert slots.retry_after_s == 0.8 / 4
+
+
+def test_an_uplink_is_behind_when_more_is_ready_than_leaves_in_time_and_than_a_few_answers():
+    slots = UploadSlots(limit=4, reserved=0)
+    slots.ready_bytes = 1 << 30
+    assert not slots.behind(SIZE), "nobody knows yet what it carries"
+    slots.rate_bytes_s = 100_000.0
+    slots.ready_bytes = int(100_000 * READY_MOST_S)
+    assert not slots.behind(SIZE)
+    slots.ready_bytes += 1
+    assert slots.behind(SIZE)
+    large = slots.ready_bytes // READY_MOST + 1
+    assert not slots.behind(large), "a few answers may wait on the slowest uplink"
+    assert not slots.acquire(SIZE)
+    assert slots.acquire(SIZE, demand=True), "a blocked read is served"
+    assert slots.acquire(large)

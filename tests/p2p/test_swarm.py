@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from p2p import events as ev
-from p2p.ahead import GRACE_LEAST_S, SETTLE_S, STUCK_S
+from p2p.ahead import ENDING_CHUNKS, GRACE_CHUNKS, GRACE_LEAST_S, SETTLE_S, STUCK_S
 from p2p.bitfield import Bitfield
 from p2p.events import Source
 from p2p.ids import Chunk, NodeId
 from p2p.manifest import File, Manifest
-from p2p.swarm import Limits, Swarm
+from p2p.swarm import ENDING, Limits, Swarm
 
 CHUNKS = 8
 ME = NodeId(b"\x10" * 16)
@@ -75,16 +75,16 @@ def test_the_rarest_chunk_is_asked_for_first():
 
 
 def test_a_lease_is_fetched_reported_and_announced_to_its_root_at_once():
-    """Of two nodes each is the root of every second chunk."""
+    """Of two nodes this one is the root of chunks 0, 3, 4 and 7, and a of the others."""
     drawn, _ = settled(a="........")
     assert drawn.wanted_leases == Limits().origin_fetches, "just in time, not all there are"
-    assert of(ev.Fetch, drawn.handle(ev.LeasesGranted((3, 2)), 1.0)) == [ev.Fetch(3), ev.Fetch(2)]
-    assert drawn.fetching == (3, 2)
-    commands = drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, pin(3)), 1.0)
-    assert ev.ReportFetched(((3, pin(3)),)) in commands
-    assert of(ev.SendHave, commands) == [ev.SendHave((node("a"),), ((3, pin(3)),))]
-    assert drawn.fetching == (2,)
-    commands = drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
+    assert of(ev.Fetch, drawn.handle(ev.LeasesGranted((5, 4)), 1.0)) == [ev.Fetch(5), ev.Fetch(4)]
+    assert drawn.fetching == (5, 4)
+    commands = drawn.handle(ev.ChunkVerified(5, Source.ORIGIN, pin(5)), 1.0)
+    assert ev.ReportFetched(((5, pin(5)),)) in commands
+    assert of(ev.SendHave, commands) == [ev.SendHave((node("a"),), ((5, pin(5)),))]
+    assert drawn.fetching == (4,)
+    commands = drawn.handle(ev.ChunkVerified(4, Source.ORIGIN, pin(4)), 1.0)
     assert of(ev.SendHave, commands) == [], "this node is the root"
 
 
@@ -348,14 +348,15 @@ def waits(commands: list[ev.Command]) -> dict[int, tuple[int, NodeId]]:
 
 
 def test_what_nobody_holds_is_asked_of_the_parent_in_its_tree_once_the_trees_are_drawn():
-    """Of three nodes each is the root of every third chunk; both others are its children."""
-    drawn = swarm(a="...#....", b="........")
+    """Of three nodes the roots are, in turn, this one, a, b; a, b, this one; b, this one: and both
+    others are a root's children."""
+    drawn = swarm(a="....#...", b="........")
     before = drawn.handle(ev.DeadlinePassed(), SETTLE_S - 0.001)
     assert of(ev.AskAhead, before) == []
     assert drawn.next_deadline() == SETTLE_S
     found = waits(drawn.handle(ev.DeadlinePassed(), SETTLE_S))
     a, b = node("a"), node("b")
-    assert {chunk: peer for chunk, (_, peer) in found.items()} == {1: a, 2: b, 4: a, 5: b, 7: a}
+    assert {chunk: peer for chunk, (_, peer) in found.items()} == {1: a, 2: b, 3: a, 6: b}
     requests = [request for request, _ in found.values()]
     assert len(set(requests) | set(drawn._asks)) == len(requests) + 1, "numbers of their own"
     assert waits(drawn.handle(ev.DeadlinePassed(), 1.0)) == {}, "once"
@@ -365,53 +366,53 @@ def test_a_waiting_request_carries_the_pin_that_is_known_or_none():
     drawn = Swarm(MANIFEST, ME, Bitfield(CHUNKS), {}, {1: pin(1)}, Random(0), Limits())
     drawn.handle(ev.PeerReady(node("a"), bits("........")), 0.0)
     (ahead,) = of(ev.AskAhead, drawn.handle(ev.DeadlinePassed(), SETTLE_S))
-    assert {chunk: sent for _, chunk, sent in ahead.asks} == {1: pin(1), 3: b"", 5: b"", 7: b""}
-    request = next(request for request, chunk, _ in ahead.asks if chunk == 3)
-    drawn.handle(ev.ChunkVerified(3, Source.PEER, b"\x03" * 16, request), 1.0)
-    assert 3 in drawn.held
-    assert drawn.pins[3] == pin(3), "its digests made it"
+    assert {chunk: sent for _, chunk, sent in ahead.asks} == {1: pin(1), 2: b"", 5: b"", 6: b""}
+    request = next(request for request, chunk, _ in ahead.asks if chunk == 2)
+    drawn.handle(ev.ChunkVerified(2, Source.PEER, b"\x02" * 16, request), 1.0)
+    assert 2 in drawn.held
+    assert drawn.pins[2] == pin(2), "its digests made it"
 
 
 def test_a_chunk_that_came_with_another_pin_than_was_learned_meanwhile_is_hashed_again():
     drawn = Swarm(MANIFEST, ME, Bitfield(CHUNKS), {}, {}, Random(0), Limits())
     drawn.handle(ev.PeerReady(node("a"), bits("........")), 0.0)
     found = waits(drawn.handle(ev.DeadlinePassed(), SETTLE_S))
-    drawn.handle(ev.PinsLearned(((3, pin(3)),)), 1.0)
-    lie = ev.ChunkVerified(3, Source.PEER, b"\xee" * 16, found[3][0])
-    assert of(ev.Rehash, drawn.handle(lie, 1.0)) == [ev.Rehash(3, pin(3))]
-    assert 3 not in drawn.held
-    drawn.handle(ev.ChunkDamaged(3), 1.1)
-    assert 3 not in drawn.held
+    drawn.handle(ev.PinsLearned(((2, pin(2)),)), 1.0)
+    lie = ev.ChunkVerified(2, Source.PEER, b"\xee" * 16, found[2][0])
+    assert of(ev.Rehash, drawn.handle(lie, 1.0)) == [ev.Rehash(2, pin(2))]
+    assert 2 not in drawn.held
+    drawn.handle(ev.ChunkDamaged(2), 1.1)
+    assert 2 not in drawn.held
 
 
 def test_a_lease_takes_a_chunk_away_from_the_peer_where_it_waits():
     drawn, commands = settled(a="........")
-    request, peer = waits(commands)[3]
-    commands = drawn.handle(ev.LeasesGranted((3,)), 1.0)
-    assert commands == [ev.CancelAsk(request, peer), ev.Fetch(3), ev.SendComing(peer, 3)]
+    request, peer = waits(commands)[2]
+    commands = drawn.handle(ev.LeasesGranted((2,)), 1.0)
+    assert commands == [ev.CancelAsk(request, peer), ev.Fetch(2), ev.SendComing(peer, 2)]
     assert drawn.handle(ev.AskFailed(request, "cancelled"), 1.1) == [], "it is not ours any more"
-    assert drawn.fetching == (3,)
-    drawn.handle(ev.FetchFailed(3, "404", fatal=True), 1.2)
+    assert drawn.fetching == (2,)
+    drawn.handle(ev.FetchFailed(2, "404", fatal=True), 1.2)
     drawn._ask_ahead_in = 0
-    assert waits(drawn.handle(ev.DeadlinePassed(), 1.3))[3][1] == peer, "it may wait anew"
+    assert waits(drawn.handle(ev.DeadlinePassed(), 1.3))[2][1] == peer, "it may wait anew"
 
 
 @pytest.mark.parametrize("source", [Source.ORIGIN, Source.PEER, Source.DISK])
 def test_a_chunk_that_came_from_elsewhere_waits_no_more(source):
     drawn, commands = settled(a="........")
-    request, peer = waits(commands)[3]
-    elsewhere = ev.ChunkVerified(3, source, pin(3), 0)
+    request, peer = waits(commands)[2]
+    elsewhere = ev.ChunkVerified(2, source, pin(2), 0)
     assert of(ev.CancelAsk, drawn.handle(elsewhere, 1.0)) == [ev.CancelAsk(request, peer)]
     assert drawn.handle(ev.AskFailed(request, "cancelled"), 1.1) == []
-    assert 3 in drawn.held
+    assert 2 in drawn.held
 
 
 def test_a_chunk_that_came_as_it_was_asked_for_needs_no_cancel():
     drawn, commands = settled(a="........")
-    request, _ = waits(commands)[3]
-    commands = drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
+    request, _ = waits(commands)[2]
+    commands = drawn.handle(ev.ChunkVerified(2, Source.PEER, pin(2), request), 1.0)
     assert of(ev.CancelAsk, commands) == []
-    assert 3 in drawn.held
+    assert 2 in drawn.held
 
 
 def test_what_waited_at_a_peer_that_is_lost_is_asked_of_the_next_one_above():
@@ -428,20 +429,36 @@ def test_what_waited_at_a_peer_that_is_lost_is_asked_of_the_next_one_above():
     assert drawn.handle(late, 1.0) == []
 
 
-@pytest.mark.parametrize("why", ["failed", "busy", "not_have"])
-def test_a_request_that_cannot_wait_is_asked_of_the_next_one_above_and_its_peer_left_alone(why):
+def test_a_waiting_request_that_fails_is_asked_of_the_next_one_above_and_its_peer_left_alone():
     drawn, commands = settled(**dict.fromkeys("abcde", "........"))
     request, peer = waits(commands)[1]
     assert peer == node("c")
-    event = {
-        "failed": ev.AskFailed(request, "closed"),
-        "busy": ev.AskRefused(request, 0.5),
-        "not_have": ev.AskRefused(request, None),
-    }[why]
-    commands = drawn.handle(event, 1.0)
+    commands = drawn.handle(ev.AskFailed(request, "closed"), 1.0)
     assert {chunk: peer for chunk, (_, peer) in waits(commands).items()} == {1: node("a")}
     assert not drawn._able(node("c"))
     assert 1.0 < drawn._book[node("c")].waits_until <= 1.0 + Limits().failure_first_s
+
+
+@pytest.mark.parametrize("retry_after_s", [0.5, None], ids=["busy", "not_have"])
+def test_a_request_that_may_not_wait_goes_to_the_next_one_above_and_its_peer_is_asked_for_others(
+    retry_after_s,
+):
+    """Of six nodes chunks 1 and 6 have the same tree: from a over c to this one."""
+    drawn, commands = settled(**dict.fromkeys("abcde", "........"))
+    a, c, found = node("a"), node("c"), waits(commands)
+    assert found[1][1] == found[6][1] == c
+    commands = drawn.handle(ev.AskRefused(found[1][0], retry_after_s), 1.0)
+    assert {chunk: peer for chunk, (_, peer) in waits(commands).items()} == {1: a}
+    assert of(ev.CancelAsk, commands) == [], "what else waits there stays"
+    (request, _) = waits(commands)[1]
+    assert waits(drawn.handle(ev.AskRefused(request, retry_after_s), 1.0)) == {}, "nobody is left"
+    drawn.handle(ev.LeasesGranted((6,)), 1.0)
+    drawn.handle(ev.FetchFailed(6, "404", fatal=True), 1.0)
+    drawn._ask_ahead_in = 0
+    commands = drawn.handle(ev.DeadlinePassed(), 1.0)
+    assert {chunk: peer for chunk, (_, peer) in waits(commands).items()} == {6: c}, "asked anew"
+    commands = drawn.handle(ev.PeerHas(c, ((1, pin(1)),)), 1.0)
+    assert [(ask.chunk, ask.peer) for ask in of(ev.Ask, commands)] == [(1, c)], "it has it now"
 
 
 @pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "at once"])
@@ -464,11 +481,11 @@ def test_what_a_parent_sent_wrong_is_asked_ahead_of_the_next_one_above_and_never
 def test_wrong_bytes_of_a_waiting_request_are_reported_and_count_as_a_strike():
     drawn, commands = settled(a="........")
     found = waits(commands)
-    for chunk, quarantined in ((1, 0), (3, 1)):
+    for chunk, quarantined in ((1, 0), (2, 1)):
         commands = drawn.handle(ev.ChunkCorrupt(found[chunk][0]), 1.0)
         assert ev.ReportCorruption(node("a"), chunk) in commands
         assert drawn.statistics().quarantined == quarantined
-    assert drawn.handle(ev.ChunkCorrupt(found[3][0]), 1.0) == [], "once"
+    assert drawn.handle(ev.ChunkCorrupt(found[2][0]), 1.0) == [], "once"
 
 
 def test_what_is_announced_elsewhere_is_called_back_after_the_grace_and_then_pulled():
@@ -544,31 +561,113 @@ def test_the_next_chunks_are_asked_ahead_when_a_batch_has_come_and_no_further_th
     )  # fmt: skip
     drawn.handle(ev.PeerReady(node("a"), bits("........")), 0.0)
     first = waits(drawn.handle(ev.DeadlinePassed(), SETTLE_S))
-    assert first.keys() == {1, 3}
-    drawn.handle(ev.LeasesGranted((0, 2)), 1.0)
+    assert first.keys() == {1, 2}
+    drawn.handle(ev.LeasesGranted((0, 3)), 1.0)
     assert waits(drawn.handle(ev.ChunkVerified(0, Source.ORIGIN, pin(0)), 1.0)) == {}
     commands = drawn.handle(ev.ChunkVerified(1, Source.PEER, pin(1), first[1][0]), 1.0)
     assert waits(commands).keys() == {5}, "two have come: the window is 2 to 5"
 
 
 def test_a_young_swarm_asks_its_new_parents_and_an_old_one_leaves_requests_where_they_are():
-    for held, moved in (("........", True), ("##......", False)):
+    for held, moved in (("........", True), ("#.#.....", False)):
         drawn = swarm(held, a="........")
         drawn._limits = Limits(window=2)
         found = waits(drawn.handle(ev.DeadlinePassed(), SETTLE_S))
-        assert found[3][1] == found[5][1] == node("a")
+        assert found[1][1] == found[5][1] == found[6][1] == node("a")
         drawn.handle(ev.PeerReady(node("b"), bits("........")), 1.0)
         commands = drawn.handle(ev.DeadlinePassed(), 1.0 + SETTLE_S)
         cancelled = {cancel.request for cancel in of(ev.CancelAsk, commands)}
         again = waits(commands)
-        if moved:  # of three nodes this one is the root of chunk 3, and b of chunk 5
-            assert {found[3][0], found[5][0]} <= cancelled
-            assert 3 not in again
-            assert again[5][1] == node("b")
+        if moved:  # of three nodes this one is the root of chunk 5, and b of chunk 6
+            assert {found[5][0], found[6][0]} <= cancelled
+            assert 5 not in again
+            assert again[6][1] == node("b")
         else:
             assert cancelled == set()
             assert not again.keys() & found.keys()
-        assert found[7][0] not in cancelled, "its parent is still a"
+        assert found[1][0] not in cancelled, "its parent is still a"
+
+
+# -- the end --------------------------------------------------------------------------------------
+
+
+def three(b: str = "........") -> tuple[Swarm, dict[int, tuple[int, NodeId]], float]:
+    """Of three nodes, a is the root of chunks 1 and 3, which wait there, and this one of 0, 5 and
+    7. Of what else is missing 0 and 7 come from the origin; also, how long after each other."""
+    interval_s = 1 / 32
+    drawn, commands = settled("..#.#.#.", a="........", b=b)
+    drawn.handle(ev.LeasesGranted((0, 7)), 1.0)
+    for chunk, now in ((0, 1.0), (7, 1.0 + interval_s)):
+        drawn.handle(ev.ChunkVerified(chunk, Source.ORIGIN, pin(chunk)), now)
+    return drawn, waits(commands), interval_s
+
+
+def test_when_peers_hold_the_rest_what_waits_is_called_back_after_the_time_of_a_few_chunks():
+    drawn, found, interval_s = three()
+    assert found.keys() == {1, 3}
+    usual = 2.0 + GRACE_CHUNKS * interval_s
+    for chunk, now in ((1, 2.0), (3, 2.25)):
+        drawn.handle(ev.PeerHas(node("b"), ((chunk, pin(chunk)),)), now)
+        assert drawn.next_deadline() == usual, "nobody holds chunk 5"
+    drawn.handle(ev.PeerHas(node("b"), ((5, pin(5)),)), 2.5)
+    due = 2.5 + ENDING_CHUNKS * interval_s
+    assert drawn.next_deadline() == due < usual
+    drawn.handle(ev.PeerHas(node("a"), ((5, pin(5)),)), 2.75)
+    assert drawn.next_deadline() == due, "it is not put off"
+    assert drawn.handle(ev.DeadlinePassed(), due - 0.001) == []
+    commands = drawn.handle(ev.DeadlinePassed(), due)
+    assert commands == [ev.CancelAsk(found[c][0], node("a"), idle=True) for c in (1, 3)]
+
+
+def test_what_waits_at_its_owner_is_still_to_come_though_another_peer_had_it():
+    drawn, found, interval_s = three(b="...#.#..")
+    assert found.keys() == {1}
+    for request in list(drawn._asks):
+        drawn.handle(ev.AskRefused(request, Limits().busy_cap_s), 1.5)
+    drawn.handle(ev.PeerOwns(node("a"), (3,)), 1.5)
+    drawn.handle(ev.PeerHas(node("b"), ((1, pin(1)),)), 1.75)
+    drawn.handle(ev.DeadlinePassed(), 2.0)  # b is busy
+    assert drawn._ahead.next_deadline() == 1.75 + GRACE_CHUNKS * interval_s
+    drawn.handle(ev.PeerHas(node("b"), ((3, pin(3)),)), 2.25)
+    assert drawn._ahead.next_deadline() == 2.25 + ENDING_CHUNKS * interval_s
+
+
+@pytest.mark.parametrize(
+    ("held", "row", "usual_s", "late_s"),
+    [
+        ("#####...", "########", 1.0, 1.6),
+        (".####...", ".#######", 1.0, 4.0),
+        ("#####...", "########", 0.1, 0.2),
+        (".####...", ".#######", 0.1, 0.5),
+    ],
+    ids=["end", "nobody holds one", "quick end", "quick, nobody holds one"],
+)
+def test_when_peers_hold_the_rest_a_request_is_late_after_two_fifths_of_the_usual_time(
+    held, row, usual_s, late_s
+):
+    drawn = swarm(held, a=row)
+    request, (ask, _) = next(iter(drawn._asks.items()))  # the first of two at once
+    done = ev.ChunkVerified(ask.chunk, Source.PEER, pin(ask.chunk), request)
+    (last,) = of(ev.Ask, drawn.handle(done, usual_s))
+    drawn.handle(ev.PeerReady(node("b"), bits(row)), usual_s)
+    due = usual_s + late_s
+    commands = drawn.handle(ev.DeadlinePassed(), due - 0.001)
+    assert of(ev.CancelAsk, commands) == []
+    commands = drawn.handle(ev.DeadlinePassed(), due)
+    assert of(ev.CancelAsk, commands) == [ev.CancelAsk(last.request, node("a"))]
+    assert [(one.chunk, one.peer) for one in of(ev.Ask, commands)] == [(last.chunk, node("b"))]
+
+
+@pytest.mark.parametrize(("missing", "late_s"), [(ENDING, 1.6), (ENDING + 1, 4.0)])
+def test_it_is_not_the_end_while_more_is_missing_than_is_cheap_to_look_at(missing, late_s):
+    count = missing + 1
+    manifest = Manifest("m", "", (File("f", count * 4096, "e"),), 4096, 4096)
+    pins = {chunk: chunk.to_bytes(16, "big") for chunk in range(count)}
+    drawn = Swarm(manifest, ME, Bitfield(count), {}, pins, Random(0), Limits())
+    drawn.handle(ev.PeerReady(node("a"), bytes(Bitfield(count, range(count)))), 0.0)
+    request, (ask, _) = next(iter(drawn._asks.items()))
+    drawn.handle(ev.ChunkVerified(ask.chunk, Source.PEER, ask.pin, request), 1.0)
+    assert drawn._late_s == late_s
 
 
 # -- news -----------------------------------------------------------------------------------------
@@ -586,19 +685,19 @@ def heard(commands: list[ev.Command]) -> list[tuple[NodeId, int]]:
 
 def test_what_comes_between_the_bitfield_and_the_session_is_told_at_once_and_nothing_twice():
     drawn, _ = settled(a="........")
-    drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
-    drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
-    assert drawn.bitfield_for(node("b")) == bits("..#.....")
+    drawn.handle(ev.LeasesGranted((3, 4)), 1.0)
+    drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, pin(3)), 1.0)
+    assert drawn.bitfield_for(node("b")) == bits("...#....")
     drawn.handle(ev.ChunkVerified(4, Source.ORIGIN, pin(4)), 1.1)
     commands = drawn.handle(ev.PeerReady(node("b"), bits("........")), 1.2)
-    assert sorted(heard(commands)) == [(node("a"), 2), (node("a"), 4), (node("b"), 4)]
+    assert sorted(heard(commands)) == [(node("a"), 3), (node("a"), 4), (node("b"), 4)]
     assert heard(drawn.handle(ev.DeadlinePassed(), 99.0)) == []
 
 
 def test_a_peer_whose_bitfield_said_everything_is_told_nothing():
     drawn, _ = settled()
-    drawn.handle(ev.LeasesGranted((2,)), 1.0)
-    drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
+    drawn.handle(ev.LeasesGranted((3,)), 1.0)
+    drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, pin(3)), 1.0)
     drawn.handle(ev.DeadlinePassed(), 3.0)
     drawn.bitfield_for(node("b"))
     assert heard(drawn.handle(ev.PeerReady(node("b"), bits("........")), 4.0)) == []
@@ -608,9 +707,9 @@ def test_a_peer_whose_bitfield_said_everything_is_told_nothing():
 def test_a_peer_that_comes_back_hears_what_came_after_its_new_bitfield_only():
     drawn, _ = settled(a="........")
     drawn.handle(ev.PeersOffered(((node("a"), ("h:1",)),)), 0.5)
-    drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
+    drawn.handle(ev.LeasesGranted((3, 4)), 1.0)
     drawn.handle(ev.PeerLost(node("a")), 1.0)
-    drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
+    drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, pin(3)), 1.0)
     drawn.bitfield_for(node("a"))
     drawn.handle(ev.ChunkVerified(4, Source.ORIGIN, pin(4)), 1.0)
     assert heard(drawn.handle(ev.PeerReady(node("a"), bits("........")), 1.1)) == [(node("a"), 4)]
@@ -618,10 +717,10 @@ def test_a_peer_that_comes_back_hears_what_came_after_its_new_bitfield_only():
 
 def test_what_was_dropped_before_it_was_told_is_not_told():
     drawn, _ = settled(a="........")
-    drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
-    for chunk in (2, 4):
+    drawn.handle(ev.LeasesGranted((3, 4)), 1.0)
+    for chunk in (3, 4):
         drawn.handle(ev.ChunkVerified(chunk, Source.ORIGIN, pin(chunk)), 1.0)
-    drawn.handle(ev.ChunkDamaged(2), 1.1)
+    drawn.handle(ev.ChunkDamaged(3), 1.1)
     assert heard(drawn.handle(ev.DeadlinePassed(), 99.0)) == [(node("a"), 4)]
 
 
@@ -632,9 +731,9 @@ def test_of_fifty_peers_eight_hear_at_a_time_each_in_its_turn_and_of_each_chunk_
     for peer in peers:
         drawn.handle(ev.PeerReady(peer, bits("........")), 0.0)
     drawn.handle(ev.DeadlinePassed(), SETTLE_S)
-    drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
-    # Chunks of this node's own tree, so that no root is told at once.
-    drawn.handle(ev.ChunkVerified(2, Source.ORIGIN, pin(2)), 1.0)
+    drawn.handle(ev.LeasesGranted((3, 4)), 1.0)
+    # Chunks of this node's own trees, so that no root is told at once.
+    drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, pin(3)), 1.0)
     told: list[tuple[NodeId, int]] = []
     ticks = -(-count // limits.have_peers)
     for tick in range(ticks):
@@ -646,12 +745,12 @@ def test_of_fifty_peers_eight_hear_at_a_time_each_in_its_turn_and_of_each_chunk_
         told += now
         if tick == 2:  # news for those that have heard, and for those that have not
             drawn.handle(ev.ChunkVerified(4, Source.ORIGIN, pin(4)), at)
-    assert sorted(peer for peer, chunk in told if chunk == 2) == peers, "within n / 8 ticks, once"
+    assert sorted(peer for peer, chunk in told if chunk == 3) == peers, "within n / 8 ticks, once"
     early = 3 * limits.have_peers
     assert {peer for peer, chunk in told if chunk == 4} >= set(peers[early:]), "both together"
     while (at := drawn.next_deadline()) < 99.0:
         told += heard(drawn.handle(ev.DeadlinePassed(), at))
-    assert sorted(told) == sorted((peer, chunk) for peer in peers for chunk in (2, 4))
+    assert sorted(told) == sorted((peer, chunk) for peer in peers for chunk in (3, 4))
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -667,8 +766,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.cancelled: dict[int, int] = {}
         """chunks of requests that are not the swarm's any more, and may be answered all the same"""
         self.wrong: set[tuple[NodeId, int]] = set()
+        self.denied: set[tuple[NodeId, int]] = set()
+        """where chunks may not wait"""
+        self.called_back: set[int] = set()
         self.fetching: set[int] = set()
         self.held: set[int] = set()
+        self.told: set[int] = set()
+        """chunks whose pin somebody told before they came"""
+        self.unconfirmed: set[int] = set()
+        """others: the tracker is asked for these before all is complete"""
         for name in sorted(names):
             self.peers[node(name)] = set()
             self.feed(ev.PeerReady(node(name), bits("")))
@@ -687,7 +793,7 @@ class AnyOrder(RuleBasedStateMachine):
                 for request, chunk, known in command.asks:
                     assert known in (b"", pin(chunk))
                     assert not any(chunk in held for held in self.peers.values()), "it is pulled"
-                    assert (command.peer, chunk) not in self.wrong
+                    assert (command.peer, chunk) not in self.wrong | self.denied
                     self.assert_idle(request, chunk)
                     self.ahead[request] = (command.peer, chunk)
             elif isinstance(command, ev.CancelAsk):
@@ -709,6 +815,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert command.request in self.open or command.request in self.ahead or command.idle
         if command.idle:
             assert self.ahead[command.request][0] == command.peer
+            self.called_back.add(command.request)
         elif (ask := self.open.pop(command.request, None)) is not None:
             assert ask.peer == command.peer
             self.cancelled[command.request] = ask.chunk
@@ -722,6 +829,7 @@ class AnyOrder(RuleBasedStateMachine):
         if peer in self.peers:
             return
         self.peers[peer] = set(held)
+        self.told |= held
         self.feed(ev.PinsLearned(tuple((c, pin(c)) for c in sorted(held))))
         self.feed(ev.PeerReady(peer, bytes(Bitfield(CHUNKS, held))))
 
@@ -731,6 +839,7 @@ class AnyOrder(RuleBasedStateMachine):
         peer = data.draw(st.sampled_from(sorted(self.peers)))
         self.peers[peer].add(chunk)
         self.wrong.discard((peer, chunk))
+        self.told.add(chunk)
         self.feed(ev.PeerHas(peer, ((chunk, pin(chunk)),)))
 
     @precondition(lambda self: self.peers)
@@ -746,6 +855,8 @@ class AnyOrder(RuleBasedStateMachine):
         """A request is answered."""
         if how == "good":
             self.held.add(chunk)
+            if chunk not in self.told:
+                self.unconfirmed.add(chunk)
             self.feed(ev.ChunkVerified(chunk, Source.PEER, pin(chunk), request))
         elif how == "corrupt":
             self.peers[peer].discard(chunk)
@@ -779,6 +890,8 @@ class AnyOrder(RuleBasedStateMachine):
             assert not self.ahead, "nothing waits without space"
             return
         del self.ahead[request]
+        if how in ("busy", "not_have") and request not in self.called_back:
+            self.denied.add((peer, chunk))
         self.ends(request, peer, chunk, how)
         if how == "not_have":
             self.feed(ev.AskRefused(request, None))
@@ -833,7 +946,8 @@ class AnyOrder(RuleBasedStateMachine):
     def agrees(self):
         if hasattr(self, "swarm"):
             assert set(self.swarm.held) == self.held
-            assert self.swarm.statistics().complete == (len(self.held) == CHUNKS)
+            complete, whole = self.swarm.statistics().complete, len(self.held) == CHUNKS
+            assert complete == whole or (whole and self.unconfirmed)
             assert {one.request for one in self.swarm._ahead.all()} == self.ahead.keys()
             under_way = [ask.chunk for ask in self.open.values()] + [*self.fetching]
             waiting = [chunk for _, chunk in self.ahead.values()]
@@ -883,12 +997,12 @@ def test_what_was_asked_of_a_peer_that_went_is_asked_of_another(gone):
 
 def test_the_root_of_a_tree_asks_its_owner_while_that_still_reads_the_chunk():
     drawn, _ = settled(a="........", b="........")
-    commands = drawn.handle(ev.PeerOwns(node("b"), (0, 4)), 1.0)
-    assert {c: p for c, (_, p) in waits(commands).items()} == {0: node("b"), 4: node("b")}
-    (request, _) = waits(commands)[4]
-    commands = drawn.handle(ev.PeerOwns(node("a"), (4,)), 1.1)
+    commands = drawn.handle(ev.PeerOwns(node("b"), (0, 3)), 1.0)
+    assert {c: p for c, (_, p) in waits(commands).items()} == {0: node("b"), 3: node("b")}
+    (request, _) = waits(commands)[3]
+    commands = drawn.handle(ev.PeerOwns(node("a"), (3,)), 1.1)
     assert commands[0] == ev.CancelAsk(request, node("b")), "the lease has gone to another"
-    assert waits(commands)[4][1] == node("a")
+    assert waits(commands)[3][1] == node("a")
 
 
 def test_the_owner_of_a_chunk_tells_the_root_of_its_tree_and_is_silent_if_it_is_it_itself():
@@ -901,52 +1015,52 @@ def test_the_owner_of_a_chunk_tells_the_root_of_its_tree_and_is_silent_if_it_is_
 
 
 def ahead_only() -> tuple[Swarm, int]:
-    """A swarm that holds all but chunk 3, which came ahead: its pin is known from its sender."""
-    mine = Bitfield(CHUNKS, [c for c in range(CHUNKS) if c != 3])
-    pins = {chunk: pin(chunk) for chunk in range(CHUNKS) if chunk != 3}
+    """A swarm that holds all but chunk 2, which came ahead: its pin is known from its sender."""
+    mine = Bitfield(CHUNKS, [c for c in range(CHUNKS) if c != 2])
+    pins = {chunk: pin(chunk) for chunk in range(CHUNKS) if chunk != 2}
     drawn = Swarm(MANIFEST, ME, mine, {}, pins, Random(0), Limits())
     drawn.handle(ev.PeerReady(node("a"), bits("........")), 0.0)
     drawn.handle(ev.DeadlinePassed(), SETTLE_S)
-    waiting = drawn._ahead.take(Chunk(3))
+    waiting = drawn._ahead.take(Chunk(2))
     drawn._ahead.add(waiting)
     return drawn, waiting.request
 
 
 def test_a_pin_that_only_the_sender_told_is_confirmed_by_the_tracker_before_all_is_complete():
     drawn, request = ahead_only()
-    commands = drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
-    assert ev.AskPins(None, (3,)) in commands
+    commands = drawn.handle(ev.ChunkVerified(2, Source.PEER, pin(2), request), 1.0)
+    assert ev.AskPins(None, (2,)) in commands
     assert of(ev.Complete, commands) == []
-    commands = drawn.handle(ev.PinsLearned(((3, pin(3)),)), 1.1)
+    commands = drawn.handle(ev.PinsLearned(((2, pin(2)),)), 1.1)
     assert of(ev.Complete, commands) == [ev.Complete()]
 
 
 def test_another_peer_that_tells_the_same_pin_confirms_it_too():
     drawn, request = ahead_only()
-    drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
-    commands = drawn.handle(ev.PeerHas(node("a"), ((3, pin(3)),)), 1.1)
+    drawn.handle(ev.ChunkVerified(2, Source.PEER, pin(2), request), 1.0)
+    commands = drawn.handle(ev.PeerHas(node("a"), ((2, pin(2)),)), 1.1)
     assert of(ev.Complete, commands) == [], "it is the sender"
     drawn.handle(ev.PeerReady(node("b"), bits("........")), 1.2)
-    commands = drawn.handle(ev.PeerHas(node("b"), ((3, pin(3)),)), 1.3)
+    commands = drawn.handle(ev.PeerHas(node("b"), ((2, pin(2)),)), 1.3)
     assert of(ev.Complete, commands) == [ev.Complete()]
 
 
 def test_a_pin_that_the_tracker_knows_better_is_hashed_again():
     drawn, request = ahead_only()
-    drawn.handle(ev.ChunkVerified(3, Source.PEER, b"\xee" * 16, request), 1.0)
-    commands = drawn.handle(ev.PinsLearned(((3, pin(3)),)), 1.1)
-    assert of(ev.Rehash, commands) == [ev.Rehash(3, pin(3))]
+    drawn.handle(ev.ChunkVerified(2, Source.PEER, b"\xee" * 16, request), 1.0)
+    commands = drawn.handle(ev.PinsLearned(((2, pin(2)),)), 1.1)
+    assert of(ev.Rehash, commands) == [ev.Rehash(2, pin(2))]
 
 
 def test_a_tracker_that_does_not_know_the_pin_is_asked_three_times_a_second_apart():
     drawn, request = ahead_only()
-    drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
+    drawn.handle(ev.ChunkVerified(2, Source.PEER, pin(2), request), 1.0)
     for now in (2.0, 3.0):
         assert drawn.next_deadline() <= now
-        assert of(ev.AskPins, drawn.handle(ev.DeadlinePassed(), now)) == [ev.AskPins(None, (3,))]
+        assert of(ev.AskPins, drawn.handle(ev.DeadlinePassed(), now)) == [ev.AskPins(None, (2,))]
         assert of(ev.Complete, drawn.handle(ev.DeadlinePassed(), now + 0.5)) == []
     assert of(ev.Complete, drawn.handle(ev.DeadlinePassed(), 4.0)) == [ev.Complete()]
     drawn, request = ahead_only()
     drawn.handle(ev.TrackerLost(), 0.5)
-    commands = drawn.handle(ev.ChunkVerified(3, Source.PEER, pin(3), request), 1.0)
+    commands = drawn.handle(ev.ChunkVerified(2, Source.PEER, pin(2), request), 1.0)
     assert of(ev.Complete, commands) == [ev.Complete()], "without a tracker peers' word is all"

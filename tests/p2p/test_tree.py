@@ -4,6 +4,7 @@ Method: hand-drawn trees, then for all sizes up to 70 a model that draws them le
 """
 
 from collections import Counter
+from itertools import product
 
 import pytest
 
@@ -54,15 +55,19 @@ def test_six_nodes_make_six_trees_each_begun_one_node_later():
     nodes = letters("abcdef")
     first = {"a": "", "b": "a", "c": "a", "d": "ba", "e": "ba", "f": "ca"}
     fifth = {"e": "", "f": "e", "a": "e", "b": "fe", "c": "fe", "d": "ae"}
-    for chunk, drawn in ((0, first), (6, first), (4, fifth), (10, fifth)):
+    for chunk, drawn in ((0, first), (11, first), (4, fifth), (9, fifth)):
         said = {name.decode(): b"".join(line) for name, line in above(nodes, chunk).items()}
         assert {name: line.decode() for name, line in said.items()} == drawn
-    assert [roots(nodes, chunk) for chunk in range(7)] == [{node} for node in letters("abcdefa")]
+
+
+def test_each_round_of_chunks_uses_every_tree_once_and_begins_one_tree_later():
+    turns = letters("abcdefbcdefacdefabdefabcefabcdfabcdeabcdef")
+    assert [roots(letters("abcdef"), chunk) for chunk in range(42)] == [{node} for node in turns]
 
 
 def test_eighteen_nodes_make_two_trees_that_begin_half_a_turn_apart():
     nodes = letters("abcdefghijklmnopqr")
-    assert [roots(nodes, chunk) for chunk in range(3)] == [{b"a"}, {b"j"}, {b"a"}]
+    assert [roots(nodes, chunk) for chunk in range(6)] == [{node} for node in letters("ajjaaj")]
     assert above(nodes, 0)[NodeId(b"r")] == (b"i", b"d", b"b", b"a")
     assert above(nodes, 1)[NodeId(b"i")] == (b"r", b"m", b"k", b"j"), "nine places on, all in turn"
     assert above(nodes, 1)[NodeId(b"a")] == (b"n", b"k", b"j")
@@ -123,5 +128,16 @@ def test_a_large_swarm_has_as_many_trees_as_a_node_has_children():
         for size, count in ((ROTATIONS, ROTATIONS), (ROTATIONS + 1, arity)):
             nodes = ring(size)
             found = [roots(nodes, chunk, arity) for chunk in range(2 * count)]
-            assert found[:count] == found[count:]
+            assert found[count:] == [*found[1:count], found[0]], "each once, from the next one on"
             assert len(set().union(*found)) == count
+
+
+def test_where_leases_go_around_each_owner_gives_each_root_as_many_chunks():
+    """Else some nodes would send more than others all the time."""
+    for size in range(2, ROTATIONS + 1):
+        nodes = ring(size)
+        trees = Trees(nodes[0], nodes)
+        pairs = Counter(
+            (nodes[chunk % size], trees.root(Chunk(chunk))) for chunk in range(size * size)
+        )
+        assert pairs == dict.fromkeys(product(nodes, nodes), 1), f"{size} nodes"

@@ -15,6 +15,7 @@ from p2p.manifest import File, Manifest
 from tracker.budget import Budget
 from tracker.leases import FETCHED, LEASE_S, QUEUED
 from tracker.model import Model
+from tracker.pace import LEAST
 
 A, B, C = (NodeId(name * 16) for name in (b"a", b"b", b"c"))
 COUNT, CHUNK = 64, 4096
@@ -114,8 +115,8 @@ def test_wants_that_are_taken_back_cost_no_lease():
 
 def test_what_is_read_soon_waits_for_the_pace():
     tracked = model(A)
-    tracked.handle(A, announce(8, on_demand=False), 1.0)
-    assert tracked.leases.in_flight == 8
+    tracked.handle(A, announce(2 * LEAST, on_demand=False), 1.0)
+    assert tracked.leases.in_flight == LEAST
     assert granted(tracked.handle(A, m.Wants([], [50]), 1.1), A) == []
     assert granted(tracked.handle(A, m.Wants([51], [50]), 1.2), A) == [51]
     done = tracked.handle(A, m.Fetched([0, 1], pin(0) + pin(1)), 1.3)
