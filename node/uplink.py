@@ -158,7 +158,7 @@ class Uplink(Polled):
             self._wait(_Transfer(header, header.offset, 0.0, waits=True))
         else:
             self._queue.append((header, len(self._queue) >= QUEUE))
-        waiting = len(self._waiting) + len(self._resumable)
+        waiting = len(self._waiting) + len(self._resumable) + len(self._ends)
         if len(self._queue) > 16 * QUEUE or waiting > WAITING_MOST:
             raise RemoteProtocolError("a flood of requests on one data connection")
 

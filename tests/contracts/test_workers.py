@@ -21,7 +21,8 @@ import trio
 from node import jobs
 from node.chunks import Chunks
 from node.store import Cache, ChunkStore
-from node.uplink import QUEUE, WAITING_MOST
+from node.throttle import UPLOAD, Throttle
+from node.uplink import QUEUE, WAITING_MOST, Served, Uplink
 from node.worker import WorkerSettings
 from node.workers import WorkerPool
 from p2p import dataframe
@@ -29,6 +30,8 @@ from p2p.dataframe import EndStatus, Flag, Header, Kind
 from p2p.digest import block_digest, chunk_pin
 from p2p.errors import StoreError
 from p2p.manifest import File, Manifest
+from p2p.poller import Poller
+from p2p.slots import READY_MOST, UploadSlots
 
 KIB = 1024
 BLOCK, CHUNK = 64 * KIB, 256 * KIB
@@ -921,6 +924,46 @@ async def test_a_cancel_of_no_request_is_no_answer(bench):
     down = await downstream(bench)
     await down.send(Header(Kind.CANCEL, 5, 0).encode(), wait_for(2, 9, length=BLOCK + 7))
     assert (await block_of(down))[0].request == 9
+
+
+async def test_an_uplink_that_is_behind_refuses_what_waits_and_forgets_what_it_owed(tmp_path):
+    async with running(tmp_path, 0) as bench:
+        await bench.fetched(0)
+        slots, poller, far = UploadSlots(8, 8), Poller(), bench.far_end(narrow=True)
+        slots.rate_bytes_s = 1.0  # so READY_MOST answers may be ready
+        with far.near, closing(Chunks(bench.store.directory)) as chunks:
+            uplink = Uplink(far.near, chunks, slots, Served(), 5.0, Throttle(None, UPLOAD))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(poller.run)
+                nursery.start_soon(uplink.run, poller)
+                # In one write: all are read before the first is answered.
+                await far.send(*(wait_for(0, request) for request in range(1, READY_MOST + 4)))
+                whole, refused = set(), set()
+                while len(whole) + len(refused) < READY_MOST + 3:
+                    frame = await far.header(dataframe.DOWNWARD)
+                    if frame.kind is Kind.BUSY:
+                        refused.add(frame.request)
+                        continue
+                    await far.read(frame.digests + frame.length)
+                    whole |= {frame.request} if frame.flags & Flag.LAST else set()
+                assert whole == set(range(1, READY_MOST + 2))
+                assert slots.ready_bytes == 0
+                slots.ready_bytes = 100 * CHUNK  # of other connections
+                await far.send(wait_for(0, 50), Header(Kind.REQUEST, 51, 0, 0, CHUNK).encode())
+                for _ in range(2):
+                    assert (await far.header(dataframe.DOWNWARD)).kind is Kind.BUSY
+                demand = Header(Kind.REQUEST, 52, 0, 0, BLOCK, Flag.DEMAND).encode()
+                await far.send(demand)
+                assert (await block_of(far))[0].request == 52, "a blocked read is served"
+                slots.ready_bytes = 0
+                cancel = Header(Kind.CANCEL, 62, 0).encode()
+                await far.send(*(wait_for(0, request) for request in (60, 61, 62)), cancel)
+                assert (await far.header(dataframe.DOWNWARD)).request == 62, "it is over"
+                assert (await far.header(dataframe.DOWNWARD)).request == 60
+                assert slots.ready_bytes == CHUNK, "of 61 alone"
+                nursery.cancel_scope.cancel()
+            uplink.close()
+            assert slots.ready_bytes == 0
 
 
 @pytest.mark.parametrize("chunk", [0, 1], ids=["here", "not here"])
