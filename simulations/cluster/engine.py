@@ -8,6 +8,7 @@ nothing is left: it does not matter how far the compose command had come.
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -19,7 +20,6 @@ from typing import Any
 
 import docker
 import docker.utils
-import requests
 from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container
 
@@ -50,9 +50,10 @@ def connect() -> "docker.DockerClient":
     """
     where = docker.utils.kwargs_from_env().get("base_url", DEFAULT_HOST)
     try:
+        _reach(where)
         client = docker.from_env(timeout=TIMEOUT_S)
         client.ping()
-    except (DockerException, requests.RequestException, ValueError) as error:
+    except (DockerException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         for word in ("No such file", "Permission denied", "Connection refused"):
             reason = word if word in reason else reason
@@ -60,6 +61,17 @@ def connect() -> "docker.DockerClient":
             f"no Docker engine answers at {where} ({reason}): start one, or name it in DOCKER_HOST"
         ) from error
     return client
+
+
+def _reach(where: str) -> None:
+    """Connect once, with a socket of our own: the library leaves one open that is refused.
+
+    Raises:
+      OSError: nobody listens there.
+    """
+    if where.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(where.removeprefix("unix://"))
 
 
 def compose_command() -> list[str]:
