@@ -150,7 +150,7 @@ class Ahead:
     def ending(self, now: float) -> None:
         """Nothing is to come but what others hold, so nothing else is delayed by asking them: what
         is late is not waited for as long."""
-        due = now + ENDING_CHUNKS * self._interval_s.value
+        due = now + max(GRACE_LEAST_S, ENDING_CHUNKS * self._interval_s.value)
         for chunk, until in self._due.items():
             if until > due:
                 self._due[chunk] = due

@@ -572,7 +572,7 @@ class Swarm:
     def _ending(self) -> bool:
         """Whatever is missing here is held by a peer."""
         if self._ahead.all_heard and self._manifest.chunk_count - len(self.held) <= ENDING:
-            return all(map(self._picker.is_held_by_any, self._picker.window()))
+            return all(map(self._picker.is_held_by_any, self._picker.window(ENDING)))
         return False
 
     def _draw_trees(self) -> None:

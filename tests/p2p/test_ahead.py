@@ -170,7 +170,7 @@ def test_the_grace_is_so_many_chunks_time_within_its_bounds():
     assert fast.grace_s == GRACE_LEAST_S
 
 
-def test_the_grace_is_three_times_as_long_as_chunks_usually_are_late():
+def test_the_grace_is_four_times_as_long_as_chunks_usually_are_late():
     ahead = waiting(ZERO, ONE)
     ahead.heard(ZERO, 1.0)
     ahead.came(ZERO, 1.5)
