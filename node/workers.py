@@ -109,7 +109,7 @@ class _Handle:
 
     def _try(self, job: jobs.Job, sock: socket.socket | None) -> bool:
         """Send a job to the worker's process, if it can be sent now."""
-        with contextlib.suppress(OSError):  # the worker has died: `read` sees it too
+        with contextlib.suppress(OSError):  # the worker has died: `receive` sees it too
             if self.datagrams is not None and self.datagrams.send(jobs.encode(job), sock):
                 if sock is not None:
                     sock.close()

@@ -43,7 +43,6 @@ class Ahead:
         self._due: dict[Chunk, float] = {}
         """until when announced chunks are waited for"""
         self._heard: dict[Chunk, float] = {}
-        self._unheard: dict[Chunk, None] = {}
         self._recalled: dict[Chunk, float] = {}
         """and then, until when, if they have begun to come"""
         self._overdue: dict[Chunk, None] = {}
@@ -95,7 +94,6 @@ class Ahead:
 
     def add(self, waiting: Waiting) -> None:
         """The request is sent."""
-        self._unheard[waiting.chunk] = None
         self._by_chunk[waiting.chunk] = self._by_request[waiting.request] = waiting
 
     def take(self, chunk: Chunk) -> Waiting | None:
@@ -103,7 +101,7 @@ class Ahead:
         waiting = self._by_chunk.pop(chunk, None)
         if waiting is not None:
             del self._by_request[waiting.request]
-            for times in (self._unheard, self._due, self._heard, self._recalled, self._overdue):
+            for times in (self._due, self._heard, self._recalled, self._overdue):
                 times.pop(chunk, None)
         return waiting
 
@@ -145,7 +143,7 @@ class Ahead:
     @property
     def all_heard(self) -> bool:
         """Of all that waits, a peer has announced that it has it."""
-        return not self._unheard
+        return len(self._heard) == len(self._by_chunk)
 
     def ending(self, now: float) -> None:
         """Nothing is to come but what others hold, so nothing else is delayed by asking them: what
@@ -160,7 +158,6 @@ class Ahead:
         if chunk in self._by_chunk and chunk not in self._heard:
             self._due[chunk] = now + self.grace_s
             self._heard[chunk] = now
-            del self._unheard[chunk]
 
     def expire(self, now: float) -> list[Waiting]:
         """Give up waiting for what is due; returns what is to be recalled if it has not begun."""

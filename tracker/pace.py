@@ -1,9 +1,9 @@
 """How many leases a model has out at once: as few as keep the origin busy. Pure.
 
-Every lease beyond that makes all of them take longer, and a chunk spreads only when it is whole: on
-the shaped cluster of 50 nodes 10 to 12 leases were best, and one a node cost 20 %. But a store that
-gives each connection a share of its own needs hundreds. So the number starts low and is raised as
-long as more leases bring more bytes:
+Every lease beyond that makes all of them take longer: on the shaped cluster of 50 nodes 10 to 12
+leases were best, and one a node cost 20 %; of 8 nodes 10, and 16 had a longer tail. But a store
+that gives each connection a share of its own needs hundreds. So the number starts low and is
+raised as long as more leases bring more bytes:
 
     STEADY --a try is due--> TRYING half as many more --a window of reports--> brought more: kept
        ^                                                                       else: taken back
