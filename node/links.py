@@ -15,7 +15,7 @@ import trio
 
 from node.dial import local_ip
 from node.jobs import AddDownlink, AddUplink, AskAheadJob, AskJob, CancelJob, CloseLinks
-from node.pairs import Pair, Pairs
+from node.pairs import Pair, Pairs, spare
 from node.sockets import set_interactive
 from node.workers import WorkerPool
 from p2p.errors import ProtocolError
@@ -40,6 +40,8 @@ class Downlink:
     ready: bool = False
     urgent: bool = False
     """for what readers are blocked on: whole chunks never wait in front of it"""
+    spare: bool = False
+    """its addresses have other connections: it gets requests when those fail"""
     failing: bool = False
     """a request on it failed: it gets no more until another one succeeds"""
     waiting: list[Ask | AskAhead] = field(default_factory=list)
@@ -171,12 +173,12 @@ class Links:
     def _least(self, peer: NodeId, but: Downlink | None = None) -> Downlink | None:
         links = self._down.get(peer, {}).values()
         able = [one for one in links if one.ready and one is not but and not one.urgent]
-        return min(able, key=lambda one: (one.failing, one.asked), default=None)
+        return min(able, key=lambda one: (one.failing, one.spare, one.asked), default=None)
 
     def _open_more(self, peer: NodeId, *, urgent: bool = False) -> Downlink | None:
         links = self._down[peer]
         pairs = self._pairs(peer)
-        used = [one.pair for one in links.values() if not one.urgent]
+        used = [one.pair for one in links.values() if not one.urgent and not one.spare]
         pair = pairs.pick([] if urgent else used, trio.current_time())
         if pair is None:
             return None
@@ -211,9 +213,17 @@ class Links:
         set_interactive(plain)
         self._pool.submit(down.worker, AddDownlink(down.link, peer), plain)
         down.ready = True
+        self._set_spare(peer)
         for ask in down.waiting:
             self._send(down, ask)
         down.waiting.clear()
+
+    def _set_spare(self, peer: NodeId) -> None:
+        """The connections of a peer have changed."""
+        ready = [one for one in self._down.get(peer, {}).values() if one.ready and not one.urgent]
+        spares = spare([one.pair for one in ready])
+        for index, one in enumerate(ready):
+            one.spare = index in spares
 
     def _find_another(self, down: Downlink, text: str) -> None:
         """A connection could not be made: what waits for it goes elsewhere, or fails."""
@@ -277,6 +287,7 @@ class Links:
         down = links.pop(link, None)
         if down is not None and down.failing:
             self._pairs(peer).failed(down.pair, trio.current_time())
+        self._set_spare(peer)
         if not links:
             self._down.pop(peer, None)
 

@@ -2,7 +2,8 @@
 
 With n addresses here and m there, a peer gets as many data connections as the larger number of the
 two, each from or to an address that no other one uses, so that every NIC carries. Addresses that
-share most of their leading bits come first: what is on one network reaches itself.
+share most of their leading bits come first: what is on one network reaches itself. While a NIC is
+down others stand in for it; once it carries again they are spare.
 """
 
 from dataclasses import dataclass, field
@@ -40,26 +41,32 @@ def order(sources: tuple[str, ...], addresses: tuple[str, ...]) -> list[Pair]:
     return [pair for *_, pair in sorted(ranked)]
 
 
+def spare(used: list[Pair]) -> set[int]:
+    """Of connections of these pairs, the oldest first: which have addresses that others use too."""
+    kept = dict(enumerate(used))
+    for index, (source, address) in enumerate(used):
+        others = [pair for other, pair in kept.items() if other != index]
+        if source in {pair[0] for pair in others} and address in {pair[1] for pair in others}:
+            del kept[index]
+    return set(range(len(used))) - set(kept)
+
+
 @dataclass(slots=True)
 class Pairs:
     """The pairs of one peer.
 
     Args:
       all: in order, see `order`.
-      width: how many data connections the peer is worth.
     """
 
     all: list[Pair]
-    width: int = 1
     _failures: dict[Pair, int] = field(default_factory=dict)
     _down_until: dict[Pair, float] = field(default_factory=dict)
 
     @classmethod
     def between(cls, sources: tuple[str, ...], addresses: tuple[str, ...]) -> "Pairs":
         """Those of our addresses and a peer's."""
-        pairs = order(sources, addresses)
-        ours, theirs = {pair[0] for pair in pairs}, {pair[1] for pair in pairs}
-        return cls(pairs, min(MAX_LINKS, max(len(ours), len(theirs), 1)))
+        return cls(order(sources, addresses))
 
     def pick(self, used: list[Pair], now: float) -> Pair | None:
         """The pair for one more data connection beside those in use; None: there are enough.
@@ -68,7 +75,7 @@ class Pairs:
         """
         if not used:
             return min(self.all, key=lambda pair: max(now, self._down(pair)), default=None)
-        if len(used) >= self.width:
+        if len(used) >= MAX_LINKS:
             return None
         sources, addresses = {pair[0] for pair in used}, {pair[1] for pair in used}
         able = [pair for pair in self.all if self._down(pair) <= now]

@@ -74,6 +74,22 @@ async def test_the_first_request_opens_one_connection_and_the_second_another(ben
     assert sorted(loads) == [2, 3]
 
 
+async def test_a_nic_that_is_back_is_used_and_its_stand_in_no_more(bench, autojump_clock):
+    bench.broken = {(NEAR[0], FAR[0]), (NEAR[0], FAR[1])}
+    await bench.ask(1, 2, 3)
+    assert len(bench.opened) == 2, "both over the other NIC"
+    bench.broken = set()
+    await trio.sleep(2)
+    await bench.ask(4)
+    assert bench.dialled[-1] == (NEAR[0], FAR[0])
+    assert len(bench.opened) == 3
+    before = len(bench.asked)
+    await bench.ask(5, 6, 7, 8)
+    dialled = [pair for pair in bench.dialled if pair[0] == NEAR[1]]
+    own = bench.opened[dialled.index((NEAR[1], FAR[1]))][0]
+    assert {link for _, link in bench.asked[before:]} == {own, bench.opened[2][0]}
+
+
 async def test_the_least_loaded_connection_gets_the_next_request(bench):
     await bench.ask(1, 2, 3, 4)
     link = dict(bench.asked)[1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from node.dial import Dialler, interface_of
 from node.nics import FORGET_S, STEAL_S, Sources, Steal, limits_for, steal
-from node.pairs import Pairs, order
+from node.pairs import Pairs, order, spare
 from node.peers import to_advertise
 from node.pinning import near_cpus, parse_cpus
 from node.spans import Span, Spans
@@ -173,10 +173,18 @@ def test_a_connection_of_two_unused_addresses_comes_before_one_of_a_used_one():
     assert pairs.pick([(OURS[0], "h2:1")], 0.0) == (OURS[1], "h1:1")
 
 
-def test_no_nic_gets_a_second_connection_because_another_was_down():
+@pytest.mark.parametrize("stopgap", [(TWO[0], ONE[1]), (ONE[0], TWO[1])], ids=["theirs", "ours"])
+def test_a_nic_that_was_down_is_used_again_and_what_stood_in_for_it_is_spare(stopgap):
     pairs = Pairs.between(OURS, THEIRS)
-    stopgap = (TWO[0], ONE[1])
-    assert pairs.pick([ONE, stopgap], 0.0) is None
+    assert spare([ONE, stopgap]) == set()
+    assert pairs.pick([ONE, stopgap], 0.0) == TWO
+    assert spare([ONE, stopgap, TWO]) == {1}
+    assert pairs.pick([ONE, TWO], 0.0) is None
+
+
+def test_of_two_connections_alike_the_older_one_is_spare():
+    assert spare([ONE, TWO, ONE]) == {0}
+    assert spare([ONE]) == spare([ONE, TWO]) == spare([("", "h:1"), ("", "h:2")]) == set()
 
 
 def test_one_nic_here_reaches_both_of_a_peer_and_without_addresses_all_is_as_before():
