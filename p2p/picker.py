@@ -10,11 +10,12 @@ A chunk is in exactly one of these states:
 
 RELEASED is MISSING, but for `window` and `ahead`: a bounded cache had it, and let it go.
 
-`pick` looks at a window of chunks in the manifest's order, from the earliest missing one on:
-rarest first over the whole model would make a streaming reader wait 1.7 times as long. Inside the
-window it takes the chunk that the fewest peers hold, and then the least loaded of its holders. Ties
-are broken by the caller's `Random`: if every node broke them by index, a fresh swarm would ask the
-one owner for the same chunk in unison.
+`pick` looks at a window: the first chunks in the manifest's order that are not here. Rarest first
+over the whole model would make a streaming reader wait 1.7 times as long; and a window of places
+from the earliest missing chunk on would let a few chunks, of which a frozen node has the only
+copies, keep all behind them from coming. Inside the window it takes the chunk that the fewest peers
+hold, and then the least loaded of its holders. Ties are broken by the caller's `Random`: if every
+node broke them by index, a fresh swarm would ask the one owner for the same chunk in unison.
 
 Peers sit in numbered slots, and `_holders[chunk]` is an int with a bit for each slot. So a holder
 with room is one `&`, and availability is one `bit_count`, whatever the number of peers. Peers that
@@ -28,6 +29,7 @@ from p2p.ids import Chunk, NodeId
 from p2p.needs import ahead_of
 
 MISSING, IN_FLIGHT, HELD, RELEASED = 0, 1, 2, 3
+SLACK = 16  # chunks that have come are passed over, so many at most: then they are taken out
 
 
 class Picker:
@@ -36,7 +38,7 @@ class Picker:
     Args:
       order: all chunks, the most wanted first.
       held: chunks that need no request.
-      window: how many places of `order` to look at, from the earliest missing chunk on.
+      window: how many of the chunks that are not here to look at.
       per_peer: requests outstanding to one peer.
     """
 
@@ -50,7 +52,6 @@ class Picker:
         self._state = bytearray(len(order))
         self._holders = [0] * len(order)
         self._complete_mask = 0
-        self._first = 0
         self._slots: dict[NodeId, int] = {}
         self._peers: list[NodeId | None] = []
         self._load: list[int] = []
@@ -59,6 +60,10 @@ class Picker:
         """peers with fewer requests than they may have"""
         for chunk in held:
             self._state[chunk] = HELD
+        self._left = [chunk for chunk in order if self._state[chunk] < HELD]
+        """those that are not here, in order, and some that have come since"""
+        self._let_go: set[Chunk] = set()
+        """chunks that are not in `_left` although they are not here"""
 
     # -- peers ------------------------------------------------------------------------------------
 
@@ -175,6 +180,8 @@ class Picker:
         """The chunk did not come: it is missing again."""
         if self._state[chunk] == IN_FLIGHT:
             self._state[chunk] = MISSING
+            if chunk in self._let_go:
+                self._look_again()
 
     def held(self, chunk: Chunk) -> None:
         """The chunk is here."""
@@ -183,7 +190,14 @@ class Picker:
     def dropped(self, chunk: Chunk, state: int = MISSING) -> None:
         """The chunk was here and no longer is: MISSING or RELEASED."""
         self._state[chunk] = state
-        self._first = 0 if state == MISSING else self._first
+        if state == MISSING:
+            self._look_again()
+        else:
+            self._let_go.add(chunk)
+
+    def _look_again(self) -> None:
+        self._left = [chunk for chunk in self._order if self._state[chunk] < HELD]
+        self._let_go = {chunk for chunk in self._let_go if self._state[chunk] >= HELD}
 
     def window(self, size: int | None = None) -> list[Chunk]:
         """The missing chunks of the window, not those in flight, the most wanted first.
@@ -191,13 +205,14 @@ class Picker:
         Args:
           size: of another window than the usual one.
         """
-        state, order, first = self._state, self._order, self._first
-        while first < len(order) and state[order[first]] >= HELD:
-            first += 1
-        self._first = first
-        return [
-            chunk for chunk in order[first : first + (size or self._window)] if not state[chunk]
-        ]
+        state, left = self._state, self._left
+        size = size or self._window
+        while True:
+            head = left[: size + SLACK]
+            alive = [chunk for chunk in head if state[chunk] < HELD]
+            if len(head) - len(alive) <= SLACK:
+                return [chunk for chunk in alive[:size] if not state[chunk]]
+            left[: len(head)] = alive
 
     def ahead(self, cursors: list[Chunk], most: int) -> list[Chunk]:
         """Missing chunks from each of these places on."""
