@@ -62,6 +62,9 @@ class Picker:
             self._state[chunk] = HELD
         self._left = [chunk for chunk in order if self._state[chunk] < HELD]
         """those that are not here, in order, and some that have come since"""
+        self._place = [0] * len(order)
+        for place, chunk in enumerate(order):
+            self._place[chunk] = place
         self._let_go: set[Chunk] = set()
         """chunks that are not in `_left` although they are not here"""
 
@@ -219,10 +222,19 @@ class Picker:
         return ahead_of(cursors, self._state, most)
 
     def pick(self, wanted: list[Chunk]) -> tuple[Chunk, NodeId] | None:
-        """The rarest chunk of `wanted` that a ready peer holds, and the least loaded such peer.
+        """The rarest chunk of `wanted` that a ready peer holds, and the least loaded such peer;
+        of those that follow the first missing one closely, if any of them can be had.
 
         The caller sends a request and calls `reserve`.
         """
+        if not wanted:
+            return None
+        first = next((chunk for chunk in self._left if self._state[chunk] < HELD), wanted[0])
+        end = self._place[first] + self._window
+        near = [chunk for chunk in wanted if self._place[chunk] < end]
+        return (self._rarest(near) if near else None) or self._rarest(wanted)
+
+    def _rarest(self, wanted: list[Chunk]) -> tuple[Chunk, NodeId] | None:
         ready = self._room_mask & self._ready_mask
         if not ready:
             return None

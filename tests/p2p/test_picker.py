@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.bitfield import Bitfield
+from p2p.ids import NodeId
 from p2p.picker import HELD, IN_FLIGHT, MISSING, RELEASED, SLACK, Picker
 
 COUNT = 12 * SLACK
@@ -83,3 +84,17 @@ def test_what_was_let_go_is_looked_at_once_it_was_wanted_and_did_not_come():
     looked.reserve(5)
     looked.release(5)
     assert looked.window() == [COUNT - 1, 5]
+
+
+def test_what_follows_the_first_missing_chunk_closely_is_asked_for_before_rarer_ones():
+    looked = picker(held=range(COUNT - SIZE, COUNT - 1))
+    one, other = NodeId(b"1" * 16), NodeId(b"2" * 16)
+    looked.join(one, Bitfield(COUNT))
+    looked.join(other, Bitfield(COUNT))
+    far = COUNT - 2 * SIZE
+    looked.has(one, far)
+    assert looked.pick(looked.window()) == (far, one), "nothing else can be had"
+    for peer in (one, other):
+        looked.has(peer, COUNT - 1)
+    chunk, _ = looked.pick(looked.window()) or (None, None)
+    assert chunk == COUNT - 1, "it has two holders, but a reader is blocked on it first"
