@@ -15,8 +15,8 @@ time:
 from dataclasses import dataclass
 from math import inf
 
+from p2p.limits import Limits
 from p2p.rates import Average
-from p2p.swarm import Limits
 
 DOWN_FIRST_S, DOWN_CAP_S = 0.5, 4.0
 RATE_WEIGHT = 0.4  # of the last quarter of a second: a change shows by 3/4 after two thirds of one

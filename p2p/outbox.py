@@ -1,7 +1,5 @@
 """Messages that wait to be written to one session. Full means the other side does not read."""
 
-from math import inf
-
 import trio
 
 from p2p.connection import FrameStream
@@ -42,33 +40,32 @@ class Outbox:
                 self._scope.cancel()
             self._filled.set()
 
-    async def run(
-        self, frames: FrameStream, idle: Message | None = None, idle_s: float = inf
-    ) -> None:
-        """Write what comes, for ever; `idle` is sent after `idle_s` to twice that of silence.
+    def keep_alive(self, message: Message) -> None:
+        """Send a message if there was no other one since the last call."""
+        if not (self._spoke or self._queue or self._rest or self._writing):
+            self.put(message)
+        self._spoke = False
+
+    async def run(self, frames: FrameStream) -> None:
+        """Write what comes, for ever.
 
         Raises:
           trio.BrokenResourceError: the other side is gone, or lets us wait with a full queue.
         """
         self._frames = frames
         with self._scope:  # a full queue ends a write that the other side does not take, too
-            await self._write(frames, idle, idle_s)
+            await self._write(frames)
         raise trio.BrokenResourceError("the other side does not read")
 
-    async def _write(self, frames: FrameStream, idle: Message | None, idle_s: float) -> None:
+    async def _write(self, frames: FrameStream) -> None:
         while True:
             if not (self._queue or self._rest):
                 self._filled = trio.Event()
-                with trio.move_on_after(idle_s):
-                    await self._filled.wait()
+                await self._filled.wait()
             batch, self._queue = self._queue, []
             rest, self._rest = self._rest, b""
-            if not (batch or rest or self._spoke) and idle is not None:
-                batch = [idle]
-            self._spoke = False
-            if batch or rest:
-                self._writing = True
-                await frames.send(*batch, rest=rest)
-                self._writing = False
-                self._written.set()
-                self._written = trio.Event()
+            self._writing = self._spoke = True
+            await frames.send(*batch, rest=rest)
+            self._writing = False
+            self._written.set()
+            self._written = trio.Event()

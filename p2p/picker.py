@@ -56,6 +56,8 @@ class Picker:
         self._peers: list[NodeId | None] = []
         self._load: list[int] = []
         self._ready_mask = 0
+        self._met_mask = 0
+        """peers that were asked before: there is a connection to them"""
         self._room_mask = 0
         """peers with fewer requests than they may have"""
         for chunk in held:
@@ -97,6 +99,7 @@ class Picker:
         self._peers[slot] = None
         self._ready_mask &= keep
         self._room_mask &= keep
+        self._met_mask &= keep
         if self._complete_mask & ~keep:
             self._complete_mask &= keep
         else:
@@ -128,6 +131,11 @@ class Picker:
                 self._ready_mask |= 1 << slot
             else:
                 self._ready_mask &= ~(1 << slot)
+
+    def met(self, peer: NodeId) -> None:
+        """Something was asked of the peer."""
+        if (slot := self._slots.get(peer)) is not None:
+            self._met_mask |= 1 << slot
 
     def holders(self, chunk: Chunk) -> list[NodeId]:
         """The peers that hold a chunk, ready or not."""
@@ -168,6 +176,7 @@ class Picker:
         self._state[chunk] = IN_FLIGHT
         if peer is not None:
             slot = self._slots[peer]
+            self._met_mask |= 1 << slot
             self._load[slot] += 1
             if self._load[slot] >= self._per_peer:
                 self._room_mask &= ~(1 << slot)
@@ -254,4 +263,5 @@ class Picker:
         able = self.able(chunk)
         least = min(self._load[self._slots[peer]] for peer in able)
         idle = [peer for peer in able if self._load[self._slots[peer]] == least]
-        return chunk, self._rng.choice(idle)
+        met = [peer for peer in idle if self._met_mask >> self._slots[peer] & 1]
+        return chunk, self._rng.choice(met or idle)

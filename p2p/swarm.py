@@ -31,6 +31,7 @@ from p2p.errors import RemoteProtocolError
 from p2p.events import Command, Source
 from p2p.evictor import Urge
 from p2p.ids import Chunk, NodeId
+from p2p.limits import Limits
 from p2p.manifest import Manifest
 from p2p.peerbook import Peer, PeerBook
 from p2p.picker import IN_FLIGHT, MISSING, RELEASED, Picker
@@ -39,56 +40,6 @@ from p2p.reading import Holding, Reading
 
 ENDING = 256  # missing chunks at most, so that looking at them is cheap
 PINS_AT_ONCE = 4096  # asked of the tracker: 64 KiB of answer
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much at once and how long, each with its reason."""
-
-    window: int = 64
-    """chunks ahead of the earliest missing one: 1 GiB at 16 MiB; whole-file rarest first makes a
-    streaming reader wait 1.7 x"""
-    asks_total: int = 14
-    """requests outstanding in all (the probe's best at 8 nodes)"""
-    asks_per_peer: int = 2
-    """one on the wire and one behind it, so that the link never idles between two"""
-    origin_fetches: int = 2
-    """leases at once: fewer idle the origin's link, more spread it thin"""
-    origin_tries: int = 3
-    """before a lease goes back to the tracker, whose other nodes may fare better"""
-    rehashes: int = 4
-    """chunks hashed at once after a restart"""
-    ahead: int = 256
-    """chunks ahead of the earliest missing one that wait at peers: they come as they come there"""
-    ahead_batch: int = 16
-    """so many come before more are asked"""
-    have_batch: int = 4
-    """peers hear of so many chunks together: each alone would wake 50 nodes 50 times"""
-    have_delay_s: float = 1.0
-    """and after so long at the latest"""
-    have_peers: int = 8
-    """at a time, those first that have heard nothing for longest: so each node soon hears from
-    somebody, whatever the number of nodes"""
-    busy_cap_s: float = 2.0
-    failure_first_s: float = 0.5
-    failure_cap_s: float = 8.0
-    strikes: int = 2
-    quarantine_s: float = 60.0
-    pins_again_s: float = 1.0
-    ask_timeout_s: float = 30.0
-    """a worker notices a stall in 2 s; this is the net under it"""
-    late_factor: float = 4.0
-    """a request that takes so many times as long as others do is asked of another holder"""
-    late_least_s: float = 0.5
-    """but not sooner: what is cancelled may have come for the most part"""
-    late_ending: float = 0.4
-    """and after so much of that when nothing else is to come"""
-    space_retry_s: float = 2.0
-    lease_grace_s: float = 3.0
-    """after the tracker's loss its leases run out; then rendezvous hashing decides"""
-    rehash_again_s: float = 1.0
-    confirm_tries: int = 3
-    """times that the tracker is asked for pins that senders alone vouch for, a second apart"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +118,7 @@ class Swarm:
         self._tracker_lost_at: float = inf
         self._peer_fetches: dict[NodeId, tuple[Chunk, ...]] = {}
         self._space_at: float | None = None
+        self._pin_asked_at: dict[Chunk, float] = {}
         self._corrupt_chunks = 0
         self._completed = False
         self._unconfirmed: dict[Chunk, NodeId | None] = {}
@@ -368,6 +320,7 @@ class Swarm:
             del self._unconfirmed[chunk]
         if known is None or len(known) != len(pin):
             self.pins[chunk] = pin
+            self._pin_asked_at.pop(chunk, None)
         elif known != pin and peer is None:
             self.pins[chunk] = pin
             self._suspect(chunk)
@@ -522,7 +475,8 @@ class Swarm:
             return
         self._ask_ahead_in = self._limits.ahead_batch
         places: list[tuple[Chunk, NodeId]] = []
-        for chunk in self._picker.window(self._limits.ahead):
+        window = min(self._limits.ahead, self._limits.ahead_first + 4 * len(self.held))
+        for chunk in self._picker.window(window):
             if chunk in self._ahead or self._picker.is_held_by_any(chunk):
                 continue
             parent = self._ahead.parent(chunk, self._able)
@@ -536,6 +490,7 @@ class Swarm:
         for chunk, peer in places:
             request = self._new_request()
             self._ahead.add(Waiting(request, peer, chunk))
+            self._picker.met(peer)
             asks.setdefault(peer, []).append((request, chunk, self.pins.get(chunk, b"")))
         self._out += [ev.AskAhead(peer, tuple(some)) for peer, some in asks.items()]
 
@@ -590,12 +545,14 @@ class Swarm:
     def _ask_for_pins(self, chunks: list[Chunk]) -> None:
         """Ask the holders of chunks whose pins never came."""
         by_peer: dict[NodeId, list[Chunk]] = {}
-        for chunk in chunks:
+        before = self._now - self._limits.pins_again_s
+        for chunk in [one for one in chunks if self._pin_asked_at.get(one, -inf) <= before]:
             by_peer.setdefault(self._rng.choice(self._picker.holders(chunk)), []).append(chunk)
         for node, unknown in by_peer.items():
             peer = self._book[node]
-            if peer.pins_asked_at + self._limits.pins_again_s <= self._now:
+            if peer.pins_asked_at <= before:
                 peer.pins_asked_at = self._now
+                self._pin_asked_at.update(dict.fromkeys(unknown, self._now))
                 self._out.append(ev.AskPins(node, tuple(unknown)))
 
     # -- the origin -------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from p2p.ids import Chunk, NodeId
 
 ROTATIONS = 16
-ARITY = 2
+ARITY, ARITY_LARGE = 2, 3
 
 
 class Trees:
@@ -27,8 +27,9 @@ class Trees:
       nodes: all that are known, with `me`, in an order that all share.
     """
 
-    def __init__(self, me: NodeId, nodes: Sequence[NodeId], arity: int = ARITY) -> None:
+    def __init__(self, me: NodeId, nodes: Sequence[NodeId], arity: int | None = None) -> None:
         count = len(nodes)
+        arity = arity or (ARITY if count <= ROTATIONS else ARITY_LARGE)
         self.count = count if count <= ROTATIONS else arity
         self._roots: list[NodeId] = []
         self._above: list[tuple[NodeId, ...]] = []

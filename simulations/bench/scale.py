@@ -27,8 +27,9 @@ from p2p import messages as m
 from p2p.bitfield import Bitfield, changed
 from p2p.events import Source
 from p2p.ids import Chunk, NodeId
+from p2p.limits import Limits
 from p2p.manifest import Manifest
-from p2p.swarm import Limits, Swarm
+from p2p.swarm import Swarm
 from simulations.bench.crowd import CRC, LEASES, manifest_of
 from simulations.bench.processes import console, machine, show_machine, write_json
 from tracker.assignment import MOST

@@ -44,9 +44,9 @@ async def read(far: FrameStream, last: m.Message | None) -> list[m.Message]:
     return got
 
 
-async def start(nursery, outbox: Outbox, near: FrameStream, *idle) -> None:
+async def start(nursery, outbox: Outbox, near: FrameStream) -> None:
     """Run it until it waits."""
-    nursery.start_soon(outbox.run, near, *idle)
+    nursery.start_soon(outbox.run, near)
     await wait_all_tasks_blocked()
 
 
@@ -85,16 +85,23 @@ async def test_as_many_as_the_bound_wait_for_run_and_none_overtakes_them(ends, n
     assert await read(far, sent[-1]) == sent
 
 
-async def test_an_idle_message_comes_in_silence_and_never_else(ends, nursery, mock_clock):
+async def test_a_session_is_kept_alive_where_nothing_else_was_said_and_never_else(ends, nursery):
     outbox, (near, far) = Outbox(), ends
-    await start(nursery, outbox, near, m.Ping(), 1.0)
-    for rest_s, count in [*[(0.9, 1)] * 20, (1, 1), (1, 2), (1, 9)]:
-        for _ in range(count):
-            mock_clock.jump(rest_s)
-            await wait_all_tasks_blocked()
-        outbox.put(message(0))
-        *idle, _ = await read(far, message(0))
-        assert count - 1 <= idle.count(m.Ping()) == len(idle) <= (count if rest_s == 1 else 0)
+    outbox.put(message(0))
+    outbox.keep_alive(m.Ping())
+    await start(nursery, outbox, near)
+    outbox.keep_alive(m.Ping())
+    for said in (0, 1, 2):
+        for _ in range(said):
+            outbox.put(message(1))
+        for _ in range(3):
+            outbox.keep_alive(m.Ping())
+    outbox.put(message(2))
+    ping = m.Ping()
+    said = [message(1), ping, ping]
+    assert await read(far, message(2)) == [
+        message(0), ping, ping, ping, *said, message(1), *said, message(2)
+    ]  # fmt: skip
 
 
 async def test_one_more_than_the_bound_ends_the_session(ends):

@@ -98,3 +98,20 @@ def test_what_follows_the_first_missing_chunk_closely_is_asked_for_before_rarer_
         looked.has(peer, COUNT - 1)
     chunk, _ = looked.pick(looked.window()) or (None, None)
     assert chunk == COUNT - 1, "it has two holders, but a reader is blocked on it first"
+
+
+def test_of_holders_alike_one_that_was_asked_before_is_asked_again():
+    """A peer that was never asked has no data connection with us yet."""
+    looked = picker()
+    peers = [NodeId(bytes([65 + number]) * 16) for number in range(8)]
+    for peer in peers:
+        looked.join(peer, Bitfield(COUNT))
+        looked.has(peer, *range(COUNT))
+    looked.met(peers[5])
+    assert looked.pick([7]) == (7, peers[5])
+    looked.reserve(7, peers[5])
+    chunk, peer = looked.pick([8]) or (None, None)
+    assert (chunk, peer == peers[5]) == (8, False), "it has a request, the others have none"
+    looked.leave(peers[5])
+    looked.join(peers[5], Bitfield(COUNT))
+    assert not looked._met_mask

@@ -14,11 +14,12 @@ from p2p.bitfield import Bitfield
 from p2p.events import Source
 from p2p.evictor import LEAST_CHUNKS, space_bytes
 from p2p.ids import NodeId
+from p2p.limits import Limits
 from p2p.manifest import File, Manifest
 from p2p.needs import CURSOR_S, PATIENCE_S, Needs, Part
 from p2p.picker import HELD, RELEASED
 from p2p.reading import Holding
-from p2p.swarm import Limits, Swarm
+from p2p.swarm import Swarm
 from p2p.urgent import WANTS_AGAIN_S, WANTS_APART_S
 
 BLOCK, CHUNK, COUNT = 4096, 4 * 4096, 32

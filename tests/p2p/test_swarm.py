@@ -16,8 +16,9 @@ from p2p.ahead import ENDING_CHUNKS, GRACE_CHUNKS, GRACE_LEAST_S, SETTLE_S, STUC
 from p2p.bitfield import Bitfield
 from p2p.events import Source
 from p2p.ids import Chunk, NodeId
+from p2p.limits import Limits
 from p2p.manifest import File, Manifest
-from p2p.swarm import ENDING, Limits, Swarm
+from p2p.swarm import ENDING, Swarm
 
 CHUNKS = 8
 ME = NodeId(b"\x10" * 16)
@@ -211,6 +212,16 @@ def test_a_chunk_without_a_pin_is_not_asked_for_but_its_pin_is():
     assert commands == [ev.AskPins(node("a"), (0,))]
     (ask,) = of(ev.Ask, drawn.handle(ev.PinsLearned(((0, pin(0)),), node("a")), 0.1))
     assert ask.pin == pin(0)
+
+
+def test_a_pin_is_asked_of_one_holder_a_second_however_many_there_are():
+    drawn = Swarm(MANIFEST, ME, Bitfield(CHUNKS), {}, {}, Random(0), Limits())
+    asked = []
+    for index, name in enumerate("abcd"):
+        asked += of(ev.AskPins, drawn.handle(ev.PeerReady(node(name), bits("#.......")), index / 8))
+    assert asked == [ev.AskPins(node("a"), (0,))]
+    again = of(ev.AskPins, drawn.handle(ev.DeadlinePassed(), 1.0))
+    assert [one.chunks for one in again] == [(0,)]
 
 
 def test_the_first_pin_is_kept_and_only_the_tracker_overrules_it():
@@ -566,6 +577,13 @@ def test_the_next_chunks_are_asked_ahead_when_a_batch_has_come_and_no_further_th
     assert waits(drawn.handle(ev.ChunkVerified(0, Source.ORIGIN, pin(0)), 1.0)) == {}
     commands = drawn.handle(ev.ChunkVerified(1, Source.PEER, pin(1), first[1][0]), 1.0)
     assert waits(commands).keys() == {5}, "two have come: the window is 2 to 5"
+
+
+def test_few_chunks_are_asked_ahead_at_first_and_more_with_each_that_is_here():
+    for held, asked in (("........", {1}), ("#.......", {1, 2, 5, 6})):
+        drawn = swarm(held, a="........")
+        drawn._limits = Limits(ahead_first=2)
+        assert waits(drawn.handle(ev.DeadlinePassed(), SETTLE_S)).keys() == asked
 
 
 def test_a_young_swarm_asks_its_new_parents_and_an_old_one_leaves_requests_where_they_are():
