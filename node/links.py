@@ -229,7 +229,7 @@ class Links:
         """A connection could not be made: what waits for it goes elsewhere, or fails."""
         now, pairs = trio.current_time(), self._pairs(down.peer)
         other = self._least(down.peer)
-        untried = any(pairs.usable(pair, now) for pair in pairs.all)
+        untried = any(pairs.usable(pair, now) for pair in pairs.each)
         for ask in down.waiting:
             if other is not None:
                 self._send(other, ask)

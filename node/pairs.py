@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from math import inf
 
-from p2p.units import parse_address
+from p2p.units import format_address, parse_address
 
 Pair = tuple[str, str]
 """our address (empty: the kernel chooses) and HOST:PORT of the peer"""
@@ -57,16 +57,34 @@ class Pairs:
 
     Args:
       all: in order, see `order`.
+      last: tried when none of those works.
     """
 
     all: list[Pair]
+    last: list[Pair] = field(default_factory=list)
     _failures: dict[Pair, int] = field(default_factory=dict)
     _down_until: dict[Pair, float] = field(default_factory=dict)
 
     @classmethod
-    def between(cls, sources: tuple[str, ...], addresses: tuple[str, ...]) -> "Pairs":
-        """Those of our addresses and a peer's."""
-        return cls(order(sources, addresses))
+    def between(
+        cls, sources: tuple[str, ...], addresses: tuple[str, ...], seen_ip: str = ""
+    ) -> "Pairs":
+        """Those of our addresses and a peer's.
+
+        Args:
+          seen_ip: where the peer dials from. What it says of itself may be out of date: a container
+            that is connected to its network again gets another address.
+        """
+        pairs = cls(order(sources, addresses))
+        if seen_ip and addresses and seen_ip not in {parse_address(one)[0] for one in addresses}:
+            seen = format_address(seen_ip, parse_address(addresses[0])[1])
+            pairs.last = order(sources, (seen,))
+        return pairs
+
+    @property
+    def each(self) -> list[Pair]:
+        """All of them, the best first."""
+        return [*self.all, *self.last]
 
     def pick(self, used: list[Pair], now: float) -> Pair | None:
         """The pair for one more data connection beside those in use; None: there are enough.
@@ -74,7 +92,7 @@ class Pairs:
         Without any connection there is always one, the soonest usable, if the peer has an address.
         """
         if not used:
-            return min(self.all, key=lambda pair: max(now, self._down(pair)), default=None)
+            return min(self.each, key=lambda pair: max(now, self._down(pair)), default=None)
         if len(used) >= MAX_LINKS:
             return None
         sources, addresses = {pair[0] for pair in used}, {pair[1] for pair in used}
@@ -87,7 +105,7 @@ class Pairs:
 
     def tries(self, now: float) -> list[Pair]:
         """All pairs for a control session: those that failed lately come last."""
-        return sorted(self.all, key=lambda pair: self._down(pair) > now)
+        return sorted(self.each, key=lambda pair: self._down(pair) > now)
 
     def usable(self, pair: Pair, now: float) -> bool:
         """It has not failed lately."""

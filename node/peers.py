@@ -108,7 +108,7 @@ class Peers:
         self._feed: Callable[[events.Event], None] = lambda _event: None
         self._handshakes = trio.CapacityLimiter(HANDSHAKES_AT_ONCE)
         self._sessions: dict[NodeId, Session] = {}
-        self._addresses: dict[NodeId, tuple[tuple[str, ...], Pairs]] = {}
+        self._addresses: dict[NodeId, tuple[tuple[tuple[str, ...], str], Pairs]] = {}
         self._nursery: trio.Nursery | None = None
         self._poller = Poller()
         self.links: Links | None = None
@@ -197,7 +197,7 @@ class Peers:
         if theirs.manifest != self._manifest_id:
             raise Refused("manifest", f"this node shares revision {short(self._manifest_id)}")
         if theirs.node == self._node:
-            raise Refused("role", "this node dialled itself")
+            raise Refused("itself", "this node dialled itself")
         return self._hello(theirs.role)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
@@ -211,19 +211,20 @@ class Peers:
                 assert self.links is not None
                 self.links.accept(peer, stream)
                 return
-            self._know(peer, tuple(hello.addresses))
+            self._know(peer, tuple(hello.addresses), name.removeprefix("::ffff:"))
             await self._session(peer, frames)
         except FAILURES as error:
             level = logging.WARNING if isinstance(error, ProtocolError) else logging.DEBUG
-            if isinstance(error, Refused) and error.code in ("busy", "manifest"):
+            if isinstance(error, Refused) and error.code in ("busy", "manifest", "itself"):
                 level = logging.DEBUG
             log.log(level, "connection refused from=%s error=%s", name, error)
             await frames.aclose()
 
-    def _know(self, peer: NodeId, addresses: tuple[str, ...]) -> None:
+    def _know(self, peer: NodeId, addresses: tuple[str, ...], seen_ip: str = "") -> None:
         """Keep a peer's addresses, and what is known of their pairs while they stay the same."""
-        if self._addresses.get(peer, (None,))[0] != addresses:
-            self._addresses[peer] = addresses, Pairs.between(self._source_ips, addresses)
+        told = addresses, seen_ip
+        if self._addresses.get(peer, (None,))[0] != told:
+            self._addresses[peer] = told, Pairs.between(self._source_ips, addresses, seen_ip)
 
     def pairs(self, peer: NodeId) -> Pairs:
         """The pairs of our addresses and a peer's."""

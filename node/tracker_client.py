@@ -140,7 +140,9 @@ class TrackerClient:
         try:
             frames.unbounded()
             self._outbox = Outbox()
-            self._outbox.put(self._join(local_ip(frames.stream.socket)))
+            ip = local_ip(frames.stream.socket)
+            self._outbox.put(self._join(ip))
+            log.info("joined tracker=%s from=%s", format_address(*self._trackers[rank]), ip)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._outbox.run, frames)

@@ -22,6 +22,7 @@ from p2p.slots import UploadSlots
 log = logging.getLogger(__name__)
 
 QUEUE = 4  # requests behind the one being sent; more is refused at once
+STUCK_S = 1.0  # without a byte: the way to the peer is broken, or it is frozen
 READ_BYTES = 128 * dataframe.HEADER_BYTES
 WAITING_MOST = 1024  # requests that wait for their chunks; a node keeps a window's worth
 
@@ -98,6 +99,8 @@ class Uplink(Polled):
         self._prompt = False
         """what readers are blocked on goes over it, before others in the host's queue"""
         self._moved_s = 0.0
+        self._stuck = False
+        """nothing has moved for a while: what it holds of the slots others may have meanwhile"""
 
     @property
     def sock(self) -> socket.socket:
@@ -106,8 +109,9 @@ class Uplink(Polled):
 
     def close(self) -> None:
         """Whatever was being sent is over."""
+        self._set_stuck(False)
         self._waiting.clear()
-        self._slots.ready_bytes -= sum(one.end - one.at for one in self._resumable)
+        self._count_ready(-sum(one.end - one.at for one in self._resumable))
         self._resumable.clear()
         if self._transfer is not None:
             self._end_transfer(self._transfer)
@@ -126,9 +130,24 @@ class Uplink(Polled):
         transfer.dropped = True
 
     def check(self, now: float) -> None:
-        """Give up a peer that takes nothing."""
-        if self._wanted() & WRITABLE and not self._paced and now - self._moved_s > self._timeout_s:
-            self._fail(trio.TooSlowError())
+        """Give up a peer that takes nothing; soon others are served in its stead."""
+        if self._wanted() & WRITABLE and not self._paced:
+            if now - self._moved_s > self._timeout_s:
+                self._fail(trio.TooSlowError())
+            elif now - self._moved_s > STUCK_S:
+                self._set_stuck(True)
+
+    def _set_stuck(self, stuck: bool) -> None:
+        if stuck != self._stuck:
+            self._stuck = stuck
+            sign = -1 if stuck else 1
+            self._slots.ready_bytes += sign * sum(one.end - one.at for one in self._resumable)
+            if self._transfer is not None and not self._transfer.waits:
+                self._slots.used += sign
+
+    def _count_ready(self, size: int) -> None:
+        if not self._stuck:
+            self._slots.ready_bytes += size
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -168,7 +187,7 @@ class Uplink(Polled):
             resumable = (one for one in self._resumable if one.header.request == request)
             if (waiting := next(resumable, None)) is not None:
                 self._resumable.remove(waiting)
-                self._slots.ready_bytes -= waiting.end - waiting.at
+                self._count_ready(waiting.at - waiting.end)
         if waiting is not None:  # whoever gives us up has waited long enough
             self._ends.append((waiting.header, Kind.END, EndStatus.CANCELLED))
             return
@@ -184,7 +203,7 @@ class Uplink(Polled):
             if transfer.at == transfer.header.offset and self._slots.behind(size):
                 self._refuse(transfer.header)
                 return
-            self._slots.ready_bytes += size
+            self._count_ready(size)
             self._resumable.append(transfer)
         else:
             self._waiting[transfer.header.request] = transfer
@@ -217,6 +236,7 @@ class Uplink(Polled):
 
     def _writable(self) -> None:
         """Send until the socket is full, nothing is left, or others have waited long enough."""
+        self._set_stuck(False)  # there may be room; if not, that is seen soon
         turn = TURN_BYTES
         while turn > 0:
             if self._out:
@@ -237,7 +257,7 @@ class Uplink(Polled):
                 self._begin(*self._queue.popleft())
             elif self._resumable:
                 self._transfer = self._resumable.popleft()
-                self._slots.ready_bytes -= self._transfer.end - self._transfer.at
+                self._count_ready(self._transfer.at - self._transfer.end)
             else:
                 break
         self._watch(self._wanted())

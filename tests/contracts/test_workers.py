@@ -573,6 +573,37 @@ async def test_upload_slots_are_bounded_and_the_rest_is_told_to_come_again(tmp_p
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+async def test_what_does_not_move_keeps_no_slot_from_others_and_goes_on_later(tmp_path, workers):
+    async with running(tmp_path, workers, upload_slots=max(1, workers), reserved_slots=0) as bench:
+        await bench.fetched(0)
+        first, second = bench.far_end(narrow=True), bench.far_end()
+        for link, far in enumerate((first, second), 1):
+            bench.pool.submit(0, jobs.AddUplink(link, PEER), far.near)
+        kinds = []
+        for attempt in range(2):
+            await first.send(Header(Kind.REQUEST, attempt, 0, 0, CHUNK).encode())
+            frame = await first.header(dataframe.DOWNWARD)
+            with trio.fail_after(20):  # below the time-out of a peer that takes nothing
+                while kinds[-1:] != [Kind.DATA]:
+                    await second.send(Header(Kind.REQUEST, 9, 0, 0, BLOCK).encode())
+                    answered = await second.header(dataframe.DOWNWARD)
+                    kinds.append(answered.kind)
+                    await trio.sleep(0.01)
+            assert kinds.pop(0) is Kind.BUSY, "at first it has the slot"
+            assert set(kinds[:-1]) <= {Kind.BUSY}
+            kinds.clear()
+            await second.read(answered.digests + answered.length)
+            data = b""
+            while True:
+                await first.read(frame.digests)
+                data += await first.read(frame.length)
+                if frame.flags & Flag.LAST:
+                    break
+                frame = await first.header(dataframe.DOWNWARD)
+            assert data == bench.data(0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 async def test_a_slot_is_free_again_after_a_transfer_however_it_ended(tmp_path, workers):
     async with running(tmp_path, workers, upload_slots=max(1, workers), reserved_slots=0) as bench:
         await bench.fetched(0)

@@ -204,6 +204,20 @@ def test_a_pair_that_failed_is_replaced_by_another_of_the_same_nic_and_comes_bac
     assert pairs.pick([ONE], 1.0) == TWO, "a second later it is tried again"
 
 
+def test_where_a_peer_dials_from_is_tried_when_nothing_works_that_it_said():
+    pairs = Pairs.between(OURS[:1], THEIRS, "10.0.1.77")
+    seen = (OURS[0], "10.0.1.77:7")
+    assert pairs.each[-1] == seen
+    assert [pairs.pick(pairs.all[:count], 0.0) for count in (1, 2)] == [pairs.all[1], None]
+    for count, pair in enumerate(pairs.all):
+        assert pairs.pick([], 0.0) == pair == pairs.tries(0.0)[0], count
+        pairs.failed(pair, 0.0)
+    assert pairs.pick([], 0.0) == seen == pairs.tries(0.0)[0]
+    for known in (THEIRS[0].removesuffix(":7"), ""):
+        assert Pairs.between(OURS, THEIRS, known).last == []
+    assert Pairs.between(OURS, (), "10.0.1.77").each == [], "its port is not known"
+
+
 def test_with_every_pair_down_the_soonest_usable_is_dialled_all_the_same():
     pairs = Pairs.between(OURS[:1], THEIRS)
     for at, pair in enumerate(reversed(pairs.all)):
