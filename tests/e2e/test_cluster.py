@@ -119,9 +119,9 @@ def test_a_cluster_comes_through_kills_a_pause_a_pulled_cable_and_a_new_tracker(
     assert "tracker: restart" in said
     for node in nodes[4:]:
         assert node["resumed_bytes"] >= 256 * MIB * 0.4, "a restarted node begins anew"
-    # Once the tracker has forgotten an absent node, what that one fetched and nobody else has got is
+    # Once the tracker has forgotten an absent node, what that one fetched and nobody else has is
     # fetched again: 0 to 2 % on a quiet machine, more on a busy one, but nothing else.
-    absent = sum(node["origin_bytes"] for node in nodes if node["fault"] in ("disconnect", "pause"))
+    absent = sum(node["origin_bytes"] for node in nodes if node["fault"] in {"disconnect", "pause"})
     assert figures["figures"]["origin_nginx"] <= 1.03 + absent / (256 * MIB)
 
 
