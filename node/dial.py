@@ -32,7 +32,12 @@ def local_ip(sock: socket.socket | trio.socket.SocketType) -> str:
         name = sock.getsockname()
     except OSError:
         return ""
-    return str(name[0]).removeprefix("::ffff:") if isinstance(name, tuple) else ""
+    return plain_ip(str(name[0])) if isinstance(name, tuple) else ""
+
+
+def plain_ip(ip: str) -> str:
+    """An IPv4 address that came by an IPv6 socket, as it is written elsewhere."""
+    return ip.removeprefix("::ffff:")
 
 
 def _interface4(ip: str) -> str:

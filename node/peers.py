@@ -11,7 +11,7 @@ from ipaddress import ip_address
 import trio
 
 from node.config import Timeouts
-from node.dial import Dialler
+from node.dial import Dialler, plain_ip
 from node.links import Links
 from node.pairs import Pair, Pairs
 from node.sockets import set_interactive
@@ -211,7 +211,7 @@ class Peers:
                 assert self.links is not None
                 self.links.accept(peer, stream)
                 return
-            self._know(peer, tuple(hello.addresses), name.removeprefix("::ffff:"))
+            self._know(peer, tuple(hello.addresses), plain_ip(name))
             await self._session(peer, frames)
         except FAILURES as error:
             level = logging.WARNING if isinstance(error, ProtocolError) else logging.DEBUG

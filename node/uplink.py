@@ -58,6 +58,11 @@ class _Transfer:
     def end(self) -> int:
         return self.header.offset + self.header.length
 
+    @property
+    def rest(self) -> int:
+        """Bytes of blocks that are not begun."""
+        return self.end - self.at
+
 
 class Uplink(Polled):
     """One data connection that a peer dialled.
@@ -111,8 +116,8 @@ class Uplink(Polled):
         """Whatever was being sent is over."""
         self._set_stuck(False)
         self._waiting.clear()
-        self._count_ready(-sum(one.end - one.at for one in self._resumable))
-        self._resumable.clear()
+        while self._resumable:
+            self._take_ready(self._resumable[0])
         if self._transfer is not None:
             self._end_transfer(self._transfer)
 
@@ -141,13 +146,17 @@ class Uplink(Polled):
         if stuck != self._stuck:
             self._stuck = stuck
             sign = -1 if stuck else 1
-            self._slots.ready_bytes += sign * sum(one.end - one.at for one in self._resumable)
+            self._slots.ready_bytes += sign * sum(one.rest for one in self._resumable)
             if self._transfer is not None and not self._transfer.waits:
                 self._slots.used += sign
 
-    def _count_ready(self, size: int) -> None:
-        if not self._stuck:
-            self._slots.ready_bytes += size
+    def _add_ready(self, transfer: _Transfer) -> None:
+        self._resumable.append(transfer)
+        self._slots.ready_bytes += 0 if self._stuck else transfer.rest
+
+    def _take_ready(self, transfer: _Transfer) -> None:
+        self._resumable.remove(transfer)
+        self._slots.ready_bytes -= 0 if self._stuck else transfer.rest
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -186,8 +195,7 @@ class Uplink(Polled):
         if waiting is None:
             resumable = (one for one in self._resumable if one.header.request == request)
             if (waiting := next(resumable, None)) is not None:
-                self._resumable.remove(waiting)
-                self._count_ready(waiting.at - waiting.end)
+                self._take_ready(waiting)
         if waiting is not None:  # whoever gives us up has waited long enough
             self._ends.append((waiting.header, Kind.END, EndStatus.CANCELLED))
             return
@@ -199,12 +207,10 @@ class Uplink(Polled):
         """Send on when the next block is here, which may be now."""
         chunk = transfer.header.chunk
         if self._chunks.passable(chunk, transfer.at):
-            size = transfer.end - transfer.at
-            if transfer.at == transfer.header.offset and self._slots.behind(size):
+            if transfer.at == transfer.header.offset and self._slots.behind(transfer.rest):
                 self._refuse(transfer.header)
                 return
-            self._count_ready(size)
-            self._resumable.append(transfer)
+            self._add_ready(transfer)
         else:
             self._waiting[transfer.header.request] = transfer
             self._chunks.wait(chunk, self._came)
@@ -256,8 +262,8 @@ class Uplink(Polled):
             elif self._queue:
                 self._begin(*self._queue.popleft())
             elif self._resumable:
-                self._transfer = self._resumable.popleft()
-                self._count_ready(self._transfer.at - self._transfer.end)
+                self._transfer = self._resumable[0]
+                self._take_ready(self._transfer)
             else:
                 break
         self._watch(self._wanted())

@@ -41,7 +41,7 @@ class RemoteProtocolError(ProtocolError):
 class Refused(RemoteProtocolError):
     """The other side refused us, or we refuse it.
 
-    `code` is one of `token`, `version`, `manifest`, `role`, `draining`, `model`, `busy`.
+    `code` is one of `token`, `version`, `manifest`, `role`, `itself`, `draining`, `model`, `busy`.
     """
 
     def __init__(self, code: str, text: str) -> None:

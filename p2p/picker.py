@@ -236,12 +236,12 @@ class Picker:
 
         The caller sends a request and calls `reserve`.
         """
-        if not wanted:
-            return None
-        first = next((chunk for chunk in self._left if self._state[chunk] < HELD), wanted[0])
-        end = self._place[first] + self._window
+        first = next((chunk for chunk in self._left if self._state[chunk] < HELD), None)
+        end = self._window + (0 if first is None else self._place[first])
         near = [chunk for chunk in wanted if self._place[chunk] < end]
-        return (self._rarest(near) if near else None) or self._rarest(wanted)
+        if len(near) == len(wanted):
+            return self._rarest(wanted)
+        return self._rarest(near) or self._rarest(wanted)
 
     def _rarest(self, wanted: list[Chunk]) -> tuple[Chunk, NodeId] | None:
         ready = self._room_mask & self._ready_mask
