@@ -249,16 +249,17 @@ def test_a_configured_limit_is_the_ceiling_and_shrinks_to_a_twentieth_at_most():
 def test_a_rate_grows_back_quickly_then_slowly_then_faster_and_only_while_it_is_wanted():
     budget = Budget()
     announce(budget, RATE, 0.0, 3.0)
+    budget.throttled(0.0, 3.0 - ROUND_S, "RateLimit")
     budget.throttled(0.0, 3.0, "RateLimit")
-    now = 3.0
+    top, now = budget.bytes.rate / BACKOFF, 3.0
     while now < 3.0 + ROUND_S + 3.0:
         now += 0.01
         drain(budget, now)
-    assert budget.bytes.rate == pytest.approx(0.96 * RATE, rel=0.002), "2 % a second"
+    assert budget.bytes.rate == pytest.approx(0.96 * top, rel=0.002), "2 % a second"
     while now < 3.0 + ROUND_S + 11.0:
         now += 0.01
         drain(budget, now)
-    assert budget.bytes.rate == pytest.approx(RATE, rel=0.002), "half a percent a second"
+    assert budget.bytes.rate == pytest.approx(top, rel=0.002), "half a percent a second"
     idle = budget.bytes.rate
     for _ in range(100):
         now += 1.0
@@ -269,7 +270,18 @@ def test_a_rate_grows_back_quickly_then_slowly_then_faster_and_only_while_it_is_
         now += 0.01
         drain(budget, now)
     assert now > 3.0 + QUIET_S
-    assert budget.bytes.rate > quick * 2
+    assert 2 * quick < budget.bytes.rate < 2.8 * quick, "doubled in a second, and no faster"
+
+
+def test_the_first_limit_is_a_guess_and_grows_quickly_until_it_is_refused():
+    budget = Budget()
+    announce(budget, 0.8 * RATE, 0.0, 3.0)
+    budget.throttled(0.0, 3.0, "RateLimit")
+    now = 3.0
+    while now < 3.0 + ROUND_S + 10.0:
+        now += 0.01
+        drain(budget, now)
+    assert budget.bytes.rate == pytest.approx(0.8 * RATE * (BACKOFF + 0.2), rel=0.01)
 
 
 def test_without_a_configured_limit_there_is_a_floor():
