@@ -152,6 +152,11 @@ class Needs:
     # -- what follows -----------------------------------------------------------------------------
 
     @property
+    def attended(self) -> bool:
+        """Somebody reads: there is more than plans."""
+        return any(reader.cursor is not None for reader in self._readers.values())
+
+    @property
     def blocked(self) -> bool:
         """A reader waits."""
         return bool(self._blocked)

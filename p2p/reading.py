@@ -197,7 +197,7 @@ class Reading:
 
     def _prepare(self) -> list[Command]:
         """Readers are here: a need is not to wait for a connection."""
-        if not len(self.needs) or len(self._prepared) >= PREPARED:
+        if not self.needs.attended or len(self._prepared) >= PREPARED:
             return []
         new = [p.node for p in self._book.ready() if p.node not in self._prepared]
         new = new[: PREPARED - len(self._prepared)]

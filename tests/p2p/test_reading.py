@@ -131,6 +131,16 @@ def test_a_need_is_asked_for_by_blocks_though_every_pipeline_is_full():
     assert not drawn.reading.needs.blocked
 
 
+def test_connections_for_needs_are_made_once_somebody_reads_and_not_for_plans():
+    drawn = swarm({"a": range(ALL), "b": range(ALL)})
+    assert of(ev.Prepare, drawn.handle(ev.ReaderPlans(-1, ((0, 0, CHUNK),)), 0.0)) == []
+    made = of(ev.Prepare, drawn.handle(ev.ReaderNeeds(1, 0, 0, 1), 0.1))
+    assert {command.peer for command in made} == {node("a"), node("b")}
+    assert of(ev.Prepare, drawn.handle(ev.ReaderNeeds(1, 0, CHUNK, CHUNK + 1), 0.2)) == []
+    (late,) = of(ev.Prepare, drawn.handle(ev.PeerReady(node("c"), bits()), 0.3))
+    assert late.peer == node("c")
+
+
 def test_prefetch_begins_nothing_new_while_a_reader_waits_but_not_for_ever():
     drawn = swarm({"a": range(ALL)})
     (first, _) = [ask for ask, _ in drawn._asks.values()]
