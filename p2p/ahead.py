@@ -38,6 +38,7 @@ class Ahead:
         self._me = me
         self._trees: Trees | None = None
         self._settled_at = inf
+        self._offered_at = -inf
         self._by_chunk: dict[Chunk, Waiting] = {}
         self._by_request: dict[int, Waiting] = {}
         self._due: dict[Chunk, float] = {}
@@ -61,9 +62,13 @@ class Ahead:
 
     # -- trees ------------------------------------------------------------------------------------
 
-    def changed(self, now: float) -> None:
-        """Peers have come or gone."""
-        self._settled_at = now + SETTLE_S
+    def offered(self, now: float) -> None:
+        """There are more nodes than before."""
+        self._offered_at = now
+
+    def changed(self, now: float, *, last: bool = False) -> None:
+        """Peers have come or gone; `last`: nobody who was offered is to come yet."""
+        self._settled_at = max(now, self._offered_at + SETTLE_S) if last else now + SETTLE_S
 
     def settled(self, now: float) -> bool:
         """The trees are to be drawn again."""

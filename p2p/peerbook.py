@@ -64,6 +64,12 @@ class PeerBook:
         """The peers with a session."""
         return [peer for peer in self._peers.values() if peer.ready]
 
+    @property
+    def all_ready(self) -> bool:
+        """There is a session with every peer that was offered, of whom there are some."""
+        offered = [peer for peer in self._peers.values() if peer.offered]
+        return bool(offered) and all(peer.ready for peer in offered)
+
     def everyone(self) -> list[Peer]:
         """All of them."""
         return list(self._peers.values())

@@ -247,6 +247,7 @@ class Swarm:
             case ev.PeersOffered(peers):
                 for node, addresses in peers:
                     self._book.offer(node, addresses, self._now)
+                self._ahead.offered(self._now)
             case ev.PeersWithdrawn(peers):
                 for node in peers:
                     self._book.withdraw(node)
@@ -282,7 +283,7 @@ class Swarm:
         for chunk in held:
             self._backlog.passed(chunk, self._now)
             self._ahead.heard(chunk, self._now)
-        self._ahead.changed(self._now)
+        self._ahead.changed(self._now, last=self._book.all_ready)
         self._picker.join(node, held)
         self._picker.set_ready(node, peer.waits_until <= self._now)
         if peer.told < len(self._news):  # what came after it was sent our bitfield

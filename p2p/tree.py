@@ -13,11 +13,18 @@ asked of whoever announces them.
 """
 
 from collections.abc import Sequence
+from math import gcd
 
 from p2p.ids import Chunk, NodeId
 
 ROTATIONS = 16
 ARITY, ARITY_LARGE = 2, 3
+
+
+def stride(count: int) -> int:
+    """The step from one tree to the next: about half of them, and all are reached."""
+    steps = sorted(range(1, count + 1), key=lambda step: abs(2 * step - count))
+    return next(step for step in steps if gcd(step, count) == 1)
 
 
 class Trees:
@@ -31,6 +38,7 @@ class Trees:
         count = len(nodes)
         arity = arity or (ARITY if count <= ROTATIONS else ARITY_LARGE)
         self.count = count if count <= ROTATIONS else arity
+        self._stride = stride(self.count)
         self._roots: list[NodeId] = []
         self._above: list[tuple[NodeId, ...]] = []
         index = nodes.index(me)
@@ -44,10 +52,12 @@ class Trees:
             self._above.append(tuple(above))
 
     def _tree(self, chunk: Chunk) -> int:
-        """The next tree for the next chunk, and every `count` chunks one is left out: leases go
-        around too, and if a tree always got its chunks of the same owner, some nodes would always
-        send one chunk of eight more than others (100 and 75 % of their links, of 8 nodes)."""
-        return (chunk + chunk // self.count) % self.count
+        """Another tree for the next chunk, begun half the ring further: a node has children in the
+        half of all trees that begin just before it, and would have to pass on all of eight chunks
+        and then none of the next eight. Every `count` chunks one tree is left out: leases go around
+        too, and if a tree always got its chunks of the same owner, some nodes would always send one
+        chunk of eight more than others (100 and 75 % of their links, of 8 nodes)."""
+        return (chunk + chunk // self.count) * self._stride % self.count
 
     def root(self, chunk: Chunk) -> NodeId:
         """The node that the chunk's owner gives it to first."""

@@ -74,6 +74,11 @@ def test_trees_settle_a_tenth_of_a_second_after_the_last_peer_came_or_went():
     ahead.draw(NODES)
     assert not ahead.settled(99.0)
     assert ahead.next_deadline() == inf
+    ahead.offered(2.0)
+    ahead.changed(2.01, last=True)
+    assert ahead.next_deadline() == 2.0 + SETTLE_S
+    ahead.changed(3.0, last=True)
+    assert ahead.settled(3.0), "nobody else is to come"
 
 
 def test_a_request_is_found_by_chunk_number_and_peer_until_it_is_taken():

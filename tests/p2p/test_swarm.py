@@ -92,11 +92,11 @@ def test_a_lease_is_fetched_reported_and_announced_to_its_root_at_once():
 def test_of_many_nodes_only_the_root_hears_of_a_fetched_chunk_at_once_unless_it_holds_it():
     drawn, _ = settled(a="........", b="........", c="........", d=".......#")
     drawn.handle(ev.LeasesGranted((2, 4)), 1.0)
-    for chunk, root in ((2, "b"), (4, "d")):
+    for chunk, root in ((2, "d"), (4, "c")):
         commands = drawn.handle(ev.ChunkVerified(chunk, Source.ORIGIN, pin(chunk)), 1.0)
         told = ev.SendHave((node(root),), ((chunk, pin(chunk)),))
         assert of(ev.SendHave, commands) == [told]
-    drawn.handle(ev.PeerHas(node("c"), ((3, pin(3)),)), 1.0)
+    drawn.handle(ev.PeerHas(node("a"), ((3, pin(3)),)), 1.0)
     held = drawn.handle(ev.ChunkVerified(3, Source.ORIGIN, pin(3)), 1.0)
     assert of(ev.SendHave, held) == [], "the root announced it before"
 
@@ -371,6 +371,19 @@ def test_what_nobody_holds_is_asked_of_the_parent_in_its_tree_once_the_trees_are
     requests = [request for request, _ in found.values()]
     assert len(set(requests) | set(drawn._asks)) == len(requests) + 1, "numbers of their own"
     assert waits(drawn.handle(ev.DeadlinePassed(), 1.0)) == {}, "once"
+
+
+def test_the_trees_are_drawn_once_all_who_were_offered_are_there_and_no_more_are_offered():
+    drawn = Swarm(MANIFEST, ME, Bitfield(CHUNKS), {}, {}, Random(0), Limits())
+    everyone = tuple((node(name), ("h:1",)) for name in "ab")
+    drawn.handle(ev.PeersOffered(everyone), 1.0)
+    drawn.handle(ev.PeerReady(node("a"), bits("........")), 1.5)
+    assert of(ev.AskAhead, drawn.handle(ev.PeerReady(node("b"), bits("........")), 1.51)) != []
+    drawn.handle(ev.PeersOffered(((node("c"), ("h:1",)),)), 2.0)
+    ready = drawn.handle(ev.PeerReady(node("c"), bits("........")), 2.01)
+    assert of(ev.AskAhead, ready) == [], "another may be offered with it"
+    assert drawn.next_deadline() == 2.0 + SETTLE_S
+    assert waits(drawn.handle(ev.DeadlinePassed(), 2.0 + SETTLE_S)) != {}
 
 
 def test_a_waiting_request_carries_the_pin_that_is_known_or_none():

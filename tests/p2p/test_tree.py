@@ -65,6 +65,21 @@ def test_each_round_of_chunks_uses_every_tree_once_and_begins_one_tree_later():
     assert [roots(letters("abcdef"), chunk) for chunk in range(42)] == [{node} for node in turns]
 
 
+def test_a_node_passes_on_about_as_much_of_each_few_chunks_as_of_all():
+    """What it has to send when each chunk takes the time of sending one: never many at once."""
+    for size in range(2, ROTATIONS + 1):
+        nodes = ring(size)
+        trees = Trees(nodes[0], nodes)
+        order = [trees.root(Chunk(chunk)) for chunk in range(20 * size)]
+        loads = {order[chunk]: children(nodes, chunk, 2) for chunk in range(size)}
+        for node in nodes:
+            queue = longest = 0
+            for root in order:
+                queue = max(0, queue + loads[root][node] - 1)
+                longest = max(longest, queue)
+            assert longest <= 3, f"{size} nodes: {longest} chunks wait"
+
+
 def test_eighteen_nodes_make_two_trees_that_begin_half_a_turn_apart():
     nodes = letters("abcdefghijklmnopqr")
     assert [roots(nodes, chunk) for chunk in range(6)] == [{node} for node in letters("ajjaaj")]
