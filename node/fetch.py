@@ -89,16 +89,18 @@ class Fetcher:
 
     async def fetch(self, job: jobs.FetchJob) -> None:
         """Carry out a job; its outcome is reported, never raised."""
-        self._totals.under_way[job.chunk] = 0
+        if not job.request:
+            self._totals.under_way[job.chunk] = 0
         try:
             await self._fetch(job)
         except* (StoreError, OriginError, OSError, trio.TooSlowError) as group:
             self._report(_ended(job, _first(group)))
         finally:
-            self._totals.under_way.pop(job.chunk, None)
+            if not job.request:
+                self._totals.under_way.pop(job.chunk, None)
 
     async def _fetch(self, job: jobs.FetchJob) -> None:
-        """Read what is missing of a chunk.
+        """Read what is missing of a chunk, or of a part of it.
 
         Raises:
           OriginError, OSError, trio.TooSlowError, StoreError
@@ -111,7 +113,7 @@ class Fetcher:
             )
             if first[0] < first[1]:
                 await self._copy(job, self._sink(job, *first, crcs, crc))
-            for start, end in self._chunks.missing_spans(job.chunk):
+            for start, end in self._rest(job):
                 await self._copy(job, self._sink(job, start, end, crcs, crc))
         else:
             async with trio.open_nursery() as nursery:
@@ -122,12 +124,19 @@ class Fetcher:
 
                 if job.end:  # for a reader: nothing else of this chunk competes with it
                     await self._urgent(job, begin, crcs, crc)
-                for at, last in self._chunks.missing_spans(job.chunk):
+                for at, last in self._rest(job):
                     for start, end in self._size.cut(at, last, self._chunks.manifest.block_bytes):
                         begin(start, end)
+        if job.request and self._chunks.missing_spans(job.chunk):
+            self._report(jobs.GotBlocks(job.request, job.chunk))
+            return
         digests = self._chunks.digests(job.chunk)
-        checksum = self._checksum(job, crcs, crc) if crc else b""
-        self._report(jobs.Got(job.chunk, "origin", 0, chunk_pin(digests), digests, checksum))
+        checksum, pin = self._checksum(job, crcs, crc) if crc else b"", chunk_pin(digests)
+        self._report(jobs.Got(job.chunk, "origin", job.request, pin, digests, checksum))
+
+    def _rest(self, job: jobs.FetchJob) -> list[tuple[int, int]]:
+        """What is to be read after what a reader is blocked on."""
+        return [] if job.request else self._chunks.missing_spans(job.chunk)
 
     async def _urgent(
         self,
@@ -147,7 +156,9 @@ class Fetcher:
     def _sink(
         self, job: jobs.FetchJob, start: int, end: int, crcs: dict[int, int], crc: Checksum | None
     ) -> Sink:
-        return Sink(self._chunks, job.chunk, None, (start, end), crc, crcs)
+        sink = Sink(self._chunks, job.chunk, None, (start, end), crc, crcs)
+        sink.leased = not job.request
+        return sink
 
     def _checksum(self, job: jobs.FetchJob, crcs: dict[int, int], crc: Checksum) -> bytes:
         """The store's checksum of the chunk; blocks that came another way are read again."""
@@ -360,7 +371,7 @@ class Fetcher:
         self._advance(target, count)
 
     def _advance(self, target: Target, count: int) -> None:
-        if isinstance(target, Sink):
+        if isinstance(target, Sink) and target.leased:
             self._totals.under_way[target.chunk] += count
         target.advance(count)
 
@@ -452,11 +463,12 @@ def _reason(error: BaseException) -> str:
 
 def _ended(job: jobs.FetchJob, error: BaseException) -> jobs.FetchEnded:
     if isinstance(error, StoreError):
-        return jobs.FetchEnded(job.chunk, str(error), False, 0.0, isinstance(error, StoreFull))
+        full = isinstance(error, StoreFull)
+        return jobs.FetchEnded(job.chunk, str(error), False, 0.0, full, request=job.request)
     if not isinstance(error, OriginError):
         text = f"{public_url(job.url)}: {_reason(error)}"
-        return jobs.FetchEnded(job.chunk, text, False, 0.0, False)
+        return jobs.FetchEnded(job.chunk, text, False, 0.0, False, request=job.request)
     return jobs.FetchEnded(
         job.chunk, str(error), error.fatal, error.retry_after_s or 0.0, False,
-        error.status, error.code, error.date, error.location,
+        error.status, error.code, error.date, error.location, job.request,
     )  # fmt: skip

@@ -156,7 +156,8 @@ class Worker:
             case jobs.FetchJob(chunk=chunk):
                 assert self._fetcher is not None
                 assert self._chunks is not None
-                self._chunks.leave_relays(chunk)
+                if not job.request:
+                    self._chunks.leave_relays(chunk)
                 nursery.start_soon(self._fetcher.fetch, job)
             case jobs.HurryJob(chunk, start, end):
                 assert self._fetcher is not None
