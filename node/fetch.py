@@ -20,7 +20,7 @@ from node import jobs
 from node.checksums import Checksum, checksum_function
 from node.chunks import Chunks, Sink
 from node.dial import Dialler
-from node.http_get import CHANGED, CONNECT_S, Answer, Body, Wire, get, open_wire
+from node.http_get import CHANGED, Answer, Body, Wire, get
 from node.nics import Source, Sources
 from node.origins.base import public_url
 from node.permits import Permits
@@ -28,16 +28,14 @@ from node.ranges import Hedges, RangeSize, Tries
 from node.sockets import Turns
 from node.spans import Memory, Span, Spans, Target
 from node.throttle import DOWNLOAD, Throttle
+from node.wires import BROKEN, Wires
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
 from p2p.errors import OriginError, StoreError, StoreFull
 from p2p.needs import Part
 
-IDLE_WIRES = 16
 THROTTLED = (429, 503)  # the whole cluster hears of these at once
-CONNECT_ONE_OF_SEVERAL_S = 2.0  # one lost SYN is sent again after 1 s; another NIC can do the work
 NO_WAY_OUT = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT}
-BROKEN = (OSError, trio.TooSlowError)
 
 
 @dataclass(slots=True)
@@ -78,10 +76,8 @@ class Fetcher:
         self._permits = permits or Permits(report)
         self.sources = Sources(source_ips, connections, home)
         self.spans = Spans(self.sources, chunks.manifest.block_bytes)
-        self._dialler = dialler or Dialler()
-        self._connect_s = CONNECT_S if len(self.sources.all) == 1 else CONNECT_ONE_OF_SEVERAL_S
+        self._wires = Wires(dialler or Dialler(), several=len(self.sources.all) > 1)
         self._freed = trio.Event()
-        self._idle: dict[tuple[str, str, str], list[Wire]] = {}
         self._rng = Random()  # only spreads retries
         self._size = RangeSize()
         self._hedges = Hedges()
@@ -98,6 +94,12 @@ class Fetcher:
         finally:
             if not job.request:
                 self._totals.under_way.pop(job.chunk, None)
+
+    async def warm(self, job: jobs.FetchJob) -> None:
+        """Readers are here: the next need is to find connections."""
+        if urlsplit(job.url).scheme != "file":
+            source = self.sources.best(trio.current_time()) or self.sources.all[0]
+            await self._wires.warm(job.url, source)
 
     async def _fetch(self, job: jobs.FetchJob) -> None:
         """Read what is missing of a chunk, or of a part of it.
@@ -332,7 +334,11 @@ class Fetcher:
     async def _attempt(self, span: Span, target: Target, answer: Answer, source: Source) -> None:
         job, offset, stall_s = span.job, span.offset, span.tries.stall_s
         while True:
-            wire, fresh = await self._wire(job.url, source)
+            try:
+                wire, fresh = await self._wires.take(job.url, source)
+            except BROKEN:
+                self.sources.failed(source, trio.current_time())
+                raise
             start, end = offset + target.position, offset + target.end
             try:
                 body = await get(wire, job, start, end, stall_s, answer)
@@ -348,7 +354,7 @@ class Fetcher:
                 self.sources.failed(source, trio.current_time())
                 raise
             finally:
-                self._release(job.url, wire)
+                self._wires.give(job.url, wire)
 
     async def _body(
         self, wire: Wire, body: Body, target: Target, stall_s: float, source: Source
@@ -374,23 +380,6 @@ class Fetcher:
         if isinstance(target, Sink) and target.leased:
             self._totals.under_way[target.chunk] += count
         target.advance(count)
-
-    async def _wire(self, url: str, source: Source) -> tuple[Wire, bool]:
-        idle = self._idle.get((*urlsplit(url)[:2], source.ip))
-        if idle:
-            return idle.pop(), False
-        try:
-            return await open_wire(url, source.ip, self._dialler, self._connect_s), True
-        except BROKEN:
-            self.sources.failed(source, trio.current_time())
-            raise
-
-    def _release(self, url: str, wire: Wire) -> None:
-        idle = self._idle.setdefault((*urlsplit(url)[:2], wire.source_ip), [])
-        if wire.reusable and len(idle) < IDLE_WIRES:
-            idle.append(wire)
-        else:
-            wire.close()
 
     # -- local files ------------------------------------------------------------------------------
 
@@ -428,9 +417,7 @@ class Fetcher:
 
     def close(self) -> None:
         """Close idle connections."""
-        for wires in self._idle.values():
-            for wire in wires:
-                wire.close()
+        self._wires.close()
 
 
 def _copied(data: memoryview, target: Target) -> Iterator[int]:

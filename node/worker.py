@@ -159,6 +159,8 @@ class Worker:
                 if not job.request:
                     self._chunks.leave_relays(chunk)
                 nursery.start_soon(self._fetcher.fetch, job)
+                if job.end:
+                    nursery.start_soon(self._fetcher.warm, job)
             case jobs.HurryJob(chunk, start, end):
                 assert self._fetcher is not None
                 self._fetcher.hurry(chunk, start, end)
