@@ -76,7 +76,7 @@ class Fetcher:
         self._permits = permits or Permits(report)
         self.sources = Sources(source_ips, connections, home)
         self.spans = Spans(self.sources, chunks.manifest.block_bytes)
-        self._wires = Wires(dialler or Dialler(), several=len(self.sources.all) > 1)
+        self.wires = Wires(dialler or Dialler(), several=len(self.sources.all) > 1)
         self._freed = trio.Event()
         self._rng = Random()  # only spreads retries
         self._size = RangeSize()
@@ -99,7 +99,7 @@ class Fetcher:
         """Readers are here: the next need is to find connections."""
         if urlsplit(job.url).scheme != "file":
             source = self.sources.best(trio.current_time()) or self.sources.all[0]
-            await self._wires.warm(job.url, source)
+            await self.wires.warm(job.url, source)
 
     async def _fetch(self, job: jobs.FetchJob) -> None:
         """Read what is missing of a chunk, or of a part of it.
@@ -335,7 +335,7 @@ class Fetcher:
         job, offset, stall_s = span.job, span.offset, span.tries.stall_s
         while True:
             try:
-                wire, fresh = await self._wires.take(job.url, source)
+                wire, fresh = await self.wires.take(job.url, source)
             except BROKEN:
                 self.sources.failed(source, trio.current_time())
                 raise
@@ -354,7 +354,7 @@ class Fetcher:
                 self.sources.failed(source, trio.current_time())
                 raise
             finally:
-                self._wires.give(job.url, wire)
+                self.wires.give(job.url, wire)
 
     async def _body(
         self, wire: Wire, body: Body, target: Target, stall_s: float, source: Source
@@ -417,7 +417,7 @@ class Fetcher:
 
     def close(self) -> None:
         """Close idle connections."""
-        self._wires.close()
+        self.wires.close()
 
 
 def _copied(data: memoryview, target: Target) -> Iterator[int]:
