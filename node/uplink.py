@@ -57,7 +57,7 @@ class _Transfer:
     @property
     def urgent(self) -> bool:
         """A reader is blocked on it."""
-        return bool(self.header.flags & Flag.DEMAND)
+        return bool(self.header.flags & Flag.DEMAND) and not self.waits
 
     @property
     def end(self) -> int:
