@@ -307,6 +307,8 @@ class Sink:
         crcs: dict[int, int] | None = None,
     ) -> None:
         self.chunk = chunk
+        self.leased = True
+        """what comes is progress of a lease"""
         self.duplicate_bytes = 0
         self.pin = pin
         self._chunks = chunks

@@ -350,6 +350,8 @@ class Daemon:
                 self.allowances.leased(message, trio.current_time())
                 if chunks:
                     self._feed(events.LeasesGranted(tuple(chunks)))
+                if message.elsewhere:
+                    self._feed(events.FetchedElsewhere(tuple(message.elsewhere)))
             case messages.Allowance():
                 self.allowances.allowed(message, trio.current_time())
             case messages.PinsKnown(chunks, pins):

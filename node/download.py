@@ -33,6 +33,7 @@ from p2p.swarm import Swarm
 log = logging.getLogger(__name__)
 
 # The origin may know what to do: redirects, refreshed credentials (S3 says 400), expired redirects.
+FetchKey = tuple[Chunk, int]  # the chunk, and the number of a `FetchPart`: 0 is the whole chunk
 REFUSALS = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 404, 410})
 
 
@@ -87,8 +88,8 @@ class Download:
         self._dropping: dict[Chunk, int] = {}
         """workers that have not answered yet"""
         self._fetch_load = [0] * pool.count
-        self._fetch_worker: dict[Chunk, int] = {}
-        self._fetch_jobs: dict[Chunk, jobs.FetchJob] = {}
+        self._fetch_worker: dict[FetchKey, int] = {}
+        self._fetch_jobs: dict[FetchKey, jobs.FetchJob] = {}
         self.resumed_bytes = 0
         self.origin_requests = 0
 
@@ -151,10 +152,12 @@ class Download:
                 self._links.ask(command)
             case events.CancelAsk(request, peer, idle):
                 self._links.cancel(request, peer, idle=idle)
-            case events.Fetch():
-                self._fetch(command)
+            case events.Fetch(chunk, start, end):
+                self._fetch(chunk, start, end)
+            case events.FetchPart(request, chunk, start, end):
+                self._fetch(chunk, start, end, request)
             case events.Hurry(chunk, start, end):
-                if (worker := self._fetch_worker.get(chunk)) is not None:
+                if (worker := self._fetch_worker.get((chunk, 0))) is not None:
                     self._pool.submit(worker, jobs.HurryJob(chunk, start, end))
             case events.Prepare(peer):
                 self._links.prepare(peer)
@@ -214,53 +217,63 @@ class Download:
 
     # -- the origin -------------------------------------------------------------------------------
 
-    def _fetch(self, fetch: events.Fetch) -> None:
-        chunk = fetch.chunk
+    def _fetch(self, chunk: Chunk, start: int, end: int, request: int = 0) -> None:
         if self._origin is None:
             text = "this node knows no origin: give it --origin URL"
-            self.feed(events.FetchFailed(chunk, text, fatal=True))
+            self._fetch_failed(jobs.FetchEnded(chunk, text, True, 0.0, False, request=request))
             return
         worker = min(range(len(self._fetch_load)), key=lambda i: (self._fetch_load[i], i))
         self._fetch_load[worker] += 1
-        self._fetch_worker[chunk] = worker
-        self._nursery.start_soon(self._submit_fetch, self._origin, fetch, worker)
+        self._fetch_worker[(chunk, request)] = worker
+        self._nursery.start_soon(
+            self._submit_fetch, self._origin, (chunk, request), start, end, worker
+        )
 
-    async def _submit_fetch(self, origin: Origin, fetch: events.Fetch, worker: int) -> None:
+    async def _submit_fetch(
+        self, origin: Origin, key: FetchKey, start: int, end: int, worker: int
+    ) -> None:
         """Sign a fetch, which may need fresh credentials, and hand it to a worker."""
+        chunk, request = key
         try:
-            job = await origin.fetch_job(self.store.manifest, fetch.chunk)
+            job = await origin.fetch_job(self.store.manifest, chunk)
         except (OriginError, UsageError) as error:
             fatal = not isinstance(error, OriginError) or error.fatal
-            self._fetch_failed(jobs.FetchEnded(fetch.chunk, str(error), fatal, 0.0, False))
+            text = str(error)
+            self._fetch_failed(jobs.FetchEnded(chunk, text, fatal, 0.0, False, request=request))
             return
-        job = replace(job, start=fetch.start, end=fetch.end) if fetch.end else job
-        self._fetch_jobs[fetch.chunk] = job
+        job = replace(job, start=start, end=end, request=request) if end else job
+        self._fetch_jobs[key] = job
         self._pool.submit(worker, job)
 
     async def _refused(self, origin: Origin, job: jobs.FetchJob, ended: jobs.FetchEnded) -> None:
         """A redirect, or credentials that are not good any more: the origin may know a way."""
         if await origin.refused(job, ended):
-            worker = self._fetch_worker.get(ended.chunk)
+            key = (job.chunk, job.request)
+            worker = self._fetch_worker.get(key)
             if worker is not None:
-                again = events.Fetch(job.chunk, job.start, job.end)
-                await self._submit_fetch(origin, again, worker)
+                await self._submit_fetch(origin, key, job.start, job.end, worker)
         else:
             self._fetch_failed(ended)
 
-    def _fetch_ended(self, chunk: Chunk) -> None:
-        worker = self._fetch_worker.pop(chunk, None)
-        self._fetch_jobs.pop(chunk, None)
+    def _fetch_ended(self, key: FetchKey) -> None:
+        worker = self._fetch_worker.pop(key, None)
+        self._fetch_jobs.pop(key, None)
         if worker is not None:
             self._fetch_load[worker] -= 1
 
     def _fetch_failed(self, ended: jobs.FetchEnded) -> None:
-        self._fetch_ended(ended.chunk)
+        self._fetch_ended((ended.chunk, ended.request))
+        hint_s, changed = ended.retry_after_s or None, ended.code == CHANGED
         if ended.no_space:
             log.warning("no space for chunk=%d in the cache dir", ended.chunk)
+        else:
+            log.warning("origin fetch failed chunk=%d error=%s", ended.chunk, ended.text)
+        if ended.request:
+            self.feed(events.PartFailed(ended.request, ended.text, ended.fatal, hint_s))
+            return
+        if ended.no_space:
             self.feed(events.SpaceExhausted(ended.chunk))
             return
-        log.warning("origin fetch failed chunk=%d error=%s", ended.chunk, ended.text)
-        hint_s, changed = ended.retry_after_s or None, ended.code == CHANGED
         self.feed(events.FetchFailed(ended.chunk, ended.text, ended.fatal, hint_s, changed))
 
     # -- reports ----------------------------------------------------------------------------------
@@ -269,15 +282,16 @@ class Download:
         match report:
             case jobs.Got():
                 self._got(report)
-            case jobs.GotBlocks(request):
+            case jobs.GotBlocks(request, chunk):
+                self._fetch_ended((chunk, request))
                 self._links.ended(request)
                 self.feed(events.BlocksVerified(request))
             case jobs.Dropped(chunk):
                 self._dropped(chunk)
             case jobs.AskEnded():
                 self._ask_ended(report)
-            case jobs.FetchEnded(chunk=chunk, status=status):
-                job = self._fetch_jobs.get(chunk)
+            case jobs.FetchEnded(chunk=chunk, status=status, request=request):
+                job = self._fetch_jobs.get((chunk, request))
                 if status in REFUSALS and job is not None and self._origin is not None:
                     self._nursery.start_soon(self._refused, self._origin, job, report)
                 else:
@@ -315,7 +329,7 @@ class Download:
     def _got(self, report: jobs.Got) -> None:
         source = events.Source(report.source)
         if source is events.Source.ORIGIN:
-            self._fetch_ended(report.chunk)
+            self._fetch_ended((report.chunk, report.request))
         if report.request:
             self._links.ended(report.request)
         if source is events.Source.DISK and report.chunk in self.store.suspects:

@@ -20,7 +20,7 @@ from node import jobs
 from node.checksums import Checksum, checksum_function
 from node.chunks import Chunks, Sink
 from node.dial import Dialler
-from node.http_get import CHANGED, CONNECT_S, Answer, Body, Wire, get, open_wire
+from node.http_get import CHANGED, Answer, Body, Wire, get
 from node.nics import Source, Sources
 from node.origins.base import public_url
 from node.permits import Permits
@@ -28,16 +28,14 @@ from node.ranges import Hedges, RangeSize, Tries
 from node.sockets import Turns
 from node.spans import Memory, Span, Spans, Target
 from node.throttle import DOWNLOAD, Throttle
+from node.wires import BROKEN, Wires
 from p2p.checksum import CHECKSUM_BYTES, combine
 from p2p.digest import chunk_pin
 from p2p.errors import OriginError, StoreError, StoreFull
 from p2p.needs import Part
 
-IDLE_WIRES = 16
 THROTTLED = (429, 503)  # the whole cluster hears of these at once
-CONNECT_ONE_OF_SEVERAL_S = 2.0  # one lost SYN is sent again after 1 s; another NIC can do the work
 NO_WAY_OUT = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT}
-BROKEN = (OSError, trio.TooSlowError)
 
 
 @dataclass(slots=True)
@@ -78,10 +76,8 @@ class Fetcher:
         self._permits = permits or Permits(report)
         self.sources = Sources(source_ips, connections, home)
         self.spans = Spans(self.sources, chunks.manifest.block_bytes)
-        self._dialler = dialler or Dialler()
-        self._connect_s = CONNECT_S if len(self.sources.all) == 1 else CONNECT_ONE_OF_SEVERAL_S
+        self.wires = Wires(dialler or Dialler(), several=len(self.sources.all) > 1)
         self._freed = trio.Event()
-        self._idle: dict[tuple[str, str, str], list[Wire]] = {}
         self._rng = Random()  # only spreads retries
         self._size = RangeSize()
         self._hedges = Hedges()
@@ -89,16 +85,24 @@ class Fetcher:
 
     async def fetch(self, job: jobs.FetchJob) -> None:
         """Carry out a job; its outcome is reported, never raised."""
-        self._totals.under_way[job.chunk] = 0
+        if not job.request:
+            self._totals.under_way[job.chunk] = 0
         try:
             await self._fetch(job)
         except* (StoreError, OriginError, OSError, trio.TooSlowError) as group:
             self._report(_ended(job, _first(group)))
         finally:
-            self._totals.under_way.pop(job.chunk, None)
+            if not job.request:
+                self._totals.under_way.pop(job.chunk, None)
+
+    async def warm(self, job: jobs.FetchJob) -> None:
+        """Readers are here: the next need is to find connections."""
+        if urlsplit(job.url).scheme != "file":
+            source = self.sources.best(trio.current_time()) or self.sources.all[0]
+            await self.wires.warm(job.url, source)
 
     async def _fetch(self, job: jobs.FetchJob) -> None:
-        """Read what is missing of a chunk.
+        """Read what is missing of a chunk, or of a part of it.
 
         Raises:
           OriginError, OSError, trio.TooSlowError, StoreError
@@ -111,7 +115,7 @@ class Fetcher:
             )
             if first[0] < first[1]:
                 await self._copy(job, self._sink(job, *first, crcs, crc))
-            for start, end in self._chunks.missing_spans(job.chunk):
+            for start, end in self._rest(job):
                 await self._copy(job, self._sink(job, start, end, crcs, crc))
         else:
             async with trio.open_nursery() as nursery:
@@ -122,12 +126,19 @@ class Fetcher:
 
                 if job.end:  # for a reader: nothing else of this chunk competes with it
                     await self._urgent(job, begin, crcs, crc)
-                for at, last in self._chunks.missing_spans(job.chunk):
+                for at, last in self._rest(job):
                     for start, end in self._size.cut(at, last, self._chunks.manifest.block_bytes):
                         begin(start, end)
+        if job.request and self._chunks.missing_spans(job.chunk):
+            self._report(jobs.GotBlocks(job.request, job.chunk))
+            return
         digests = self._chunks.digests(job.chunk)
-        checksum = self._checksum(job, crcs, crc) if crc else b""
-        self._report(jobs.Got(job.chunk, "origin", 0, chunk_pin(digests), digests, checksum))
+        checksum, pin = self._checksum(job, crcs, crc) if crc else b"", chunk_pin(digests)
+        self._report(jobs.Got(job.chunk, "origin", job.request, pin, digests, checksum))
+
+    def _rest(self, job: jobs.FetchJob) -> list[tuple[int, int]]:
+        """What is to be read after what a reader is blocked on."""
+        return [] if job.request else self._chunks.missing_spans(job.chunk)
 
     async def _urgent(
         self,
@@ -147,7 +158,9 @@ class Fetcher:
     def _sink(
         self, job: jobs.FetchJob, start: int, end: int, crcs: dict[int, int], crc: Checksum | None
     ) -> Sink:
-        return Sink(self._chunks, job.chunk, None, (start, end), crc, crcs)
+        sink = Sink(self._chunks, job.chunk, None, (start, end), crc, crcs)
+        sink.leased = not job.request
+        return sink
 
     def _checksum(self, job: jobs.FetchJob, crcs: dict[int, int], crc: Checksum) -> bytes:
         """The store's checksum of the chunk; blocks that came another way are read again."""
@@ -321,7 +334,11 @@ class Fetcher:
     async def _attempt(self, span: Span, target: Target, answer: Answer, source: Source) -> None:
         job, offset, stall_s = span.job, span.offset, span.tries.stall_s
         while True:
-            wire, fresh = await self._wire(job.url, source)
+            try:
+                wire, fresh = await self.wires.take(job.url, source)
+            except BROKEN:
+                self.sources.failed(source, trio.current_time())
+                raise
             start, end = offset + target.position, offset + target.end
             try:
                 body = await get(wire, job, start, end, stall_s, answer)
@@ -337,7 +354,7 @@ class Fetcher:
                 self.sources.failed(source, trio.current_time())
                 raise
             finally:
-                self._release(job.url, wire)
+                self.wires.give(job.url, wire)
 
     async def _body(
         self, wire: Wire, body: Body, target: Target, stall_s: float, source: Source
@@ -360,26 +377,9 @@ class Fetcher:
         self._advance(target, count)
 
     def _advance(self, target: Target, count: int) -> None:
-        if isinstance(target, Sink):
+        if isinstance(target, Sink) and target.leased:
             self._totals.under_way[target.chunk] += count
         target.advance(count)
-
-    async def _wire(self, url: str, source: Source) -> tuple[Wire, bool]:
-        idle = self._idle.get((*urlsplit(url)[:2], source.ip))
-        if idle:
-            return idle.pop(), False
-        try:
-            return await open_wire(url, source.ip, self._dialler, self._connect_s), True
-        except BROKEN:
-            self.sources.failed(source, trio.current_time())
-            raise
-
-    def _release(self, url: str, wire: Wire) -> None:
-        idle = self._idle.setdefault((*urlsplit(url)[:2], wire.source_ip), [])
-        if wire.reusable and len(idle) < IDLE_WIRES:
-            idle.append(wire)
-        else:
-            wire.close()
 
     # -- local files ------------------------------------------------------------------------------
 
@@ -417,9 +417,7 @@ class Fetcher:
 
     def close(self) -> None:
         """Close idle connections."""
-        for wires in self._idle.values():
-            for wire in wires:
-                wire.close()
+        self.wires.close()
 
 
 def _copied(data: memoryview, target: Target) -> Iterator[int]:
@@ -452,11 +450,12 @@ def _reason(error: BaseException) -> str:
 
 def _ended(job: jobs.FetchJob, error: BaseException) -> jobs.FetchEnded:
     if isinstance(error, StoreError):
-        return jobs.FetchEnded(job.chunk, str(error), False, 0.0, isinstance(error, StoreFull))
+        full = isinstance(error, StoreFull)
+        return jobs.FetchEnded(job.chunk, str(error), False, 0.0, full, request=job.request)
     if not isinstance(error, OriginError):
         text = f"{public_url(job.url)}: {_reason(error)}"
-        return jobs.FetchEnded(job.chunk, text, False, 0.0, False)
+        return jobs.FetchEnded(job.chunk, text, False, 0.0, False, request=job.request)
     return jobs.FetchEnded(
         job.chunk, str(error), error.fatal, error.retry_after_s or 0.0, False,
-        error.status, error.code, error.date, error.location,
+        error.status, error.code, error.date, error.location, job.request,
     )  # fmt: skip

@@ -84,7 +84,8 @@ class FetchJob:
     size of the whole object. For `file://` URLs `etag` is "size-mtime_ns". `checksum` names the
     store's own checksum to compute along the way ("crc64xz", "crc64nvme" or nothing), and
     `object` is the object's public URL, for the audit log. With an `end`: the blocks of bytes
-    `start` to `end` of the chunk come first, and do not wait for a connection.
+    `start` to `end` of the chunk come first, and do not wait for a connection. With a `request`:
+    they alone are wanted; answered by `GotBlocks`, or by `Got` if the chunk is whole then.
     """
 
     chunk: int
@@ -97,6 +98,7 @@ class FetchJob:
     object: str = ""
     start: int = 0
     end: int = 0
+    request: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,8 @@ class Got:
 
 @dataclass(frozen=True, slots=True)
 class GotBlocks:
-    """The blocks that a request with an `end` asked for are verified; the chunk is not whole."""
+    """The blocks that a request with an `end` asked for are verified; the chunk is not whole. Of an
+    `AskJob`, or of a `FetchJob` with a number."""
 
     request: int
     chunk: int
@@ -263,6 +266,8 @@ class FetchEnded:
     code: str = ""
     date: str = ""
     location: str = ""
+    request: int = 0
+    """of the `FetchJob`"""
 
 
 @dataclass(frozen=True, slots=True)

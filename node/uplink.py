@@ -55,6 +55,11 @@ class _Transfer:
     """no further block is sent: the chunk is on its way out of the cache"""
 
     @property
+    def urgent(self) -> bool:
+        """A reader is blocked on it."""
+        return bool(self.header.flags & Flag.DEMAND) and not self.waits
+
+    @property
     def end(self) -> int:
         return self.header.offset + self.header.length
 
@@ -252,6 +257,10 @@ class Uplink(Polled):
                 if self._throttle.pacer is not None and not self._granted:
                     self._let_pace()
                     return
+                if not self._transfer.urgent and self._slots.yields(trio.current_time()):
+                    self._slots.wait(self._go_on)
+                    self._watch(READABLE)
+                    return
                 if not (sent := self._send_file(self._transfer)):
                     break
                 turn -= sent
@@ -267,6 +276,11 @@ class Uplink(Polled):
             else:
                 break
         self._watch(self._wanted())
+
+    def _go_on(self) -> None:
+        """What readers are blocked on has left."""
+        if not self._paced:
+            self._watch(self._wanted())
 
     def _wanted(self) -> int:
         busy = self._out or self._transfer or self._ends or self._queue or self._resumable
@@ -294,6 +308,8 @@ class Uplink(Polled):
             self._refuse(header)
         else:
             self._transfer = _Transfer(header, header.offset, trio.current_time())
+            if demand:
+                self._slots.urgent_began(trio.current_time())
             return
         self._cancelled.discard(header.request)
 
@@ -371,6 +387,8 @@ class Uplink(Polled):
         self._transfer = None
         self._granted = 0
         self._cancelled.discard(transfer.header.request)
+        if transfer.urgent:
+            self._slots.urgent_ended()
         if not transfer.waits:
             self._slots.release(trio.current_time() - transfer.begin_s)
 

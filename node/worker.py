@@ -156,8 +156,11 @@ class Worker:
             case jobs.FetchJob(chunk=chunk):
                 assert self._fetcher is not None
                 assert self._chunks is not None
-                self._chunks.leave_relays(chunk)
+                if not job.request:
+                    self._chunks.leave_relays(chunk)
                 nursery.start_soon(self._fetcher.fetch, job)
+                if job.end:
+                    nursery.start_soon(self._fetcher.warm, job)
             case jobs.HurryJob(chunk, start, end):
                 assert self._fetcher is not None
                 self._fetcher.hurry(chunk, start, end)
@@ -343,6 +346,7 @@ class Worker:
             sent = sum(served.bytes for _, served in self._links.values())
             self._unsent.fit(uplinks, sent, now)
             self._slots.rate_bytes_s = self._unsent.rate_bytes_s
+            self._slots.go_on()
             await trio.sleep(self._settings.figures_s)
 
     def _send_figures(self) -> None:

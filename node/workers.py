@@ -72,7 +72,8 @@ class _Handle:
         self.links: dict[int, bytes] = {}
         self.asks: dict[int, int] = {}
         """chunks by request"""
-        self.fetches: dict[int, jobs.FetchJob] = {}
+        self.fetches: dict[tuple[int, int], None] = {}
+        """(chunk, request)"""
         self.rehashes: dict[int, jobs.RehashJob] = {}
         self.checksums: dict[int, jobs.ChecksumJob] = {}
         self.drops: dict[int, jobs.DropJob] = {}
@@ -92,8 +93,8 @@ class _Handle:
                 self.asks[request] = chunk
             case jobs.AskAheadJob(asks=asks):
                 self.asks.update((request, chunk) for request, chunk, _ in asks)
-            case jobs.FetchJob():
-                self.fetches[job.chunk] = job
+            case jobs.FetchJob(chunk=chunk, request=request):
+                self.fetches[(chunk, request)] = None
             case jobs.RehashJob():
                 self.rehashes[job.chunk] = job
             case jobs.ChecksumJob():
@@ -136,15 +137,18 @@ class _Handle:
             case jobs.Got(chunk=chunk, source=source, request=request):
                 self.asks.pop(request, None)
                 if source == "origin":
-                    self.fetches.pop(chunk, None)
+                    self.fetches.pop((chunk, request), None)
                 elif source == "disk":
                     self.rehashes.pop(chunk, None)
-            case jobs.AskEnded(request=request) | jobs.GotBlocks(request=request):
+            case jobs.AskEnded(request=request):
                 self.asks.pop(request, None)
+            case jobs.GotBlocks(request, chunk):
+                self.asks.pop(request, None)
+                self.fetches.pop((chunk, request), None)
             case jobs.Dropped(chunk):
                 self.drops.pop(chunk, None)
-            case jobs.FetchEnded(chunk=chunk):
-                self.fetches.pop(chunk, None)
+            case jobs.FetchEnded(chunk=chunk, request=request):
+                self.fetches.pop((chunk, request), None)
             case jobs.Damaged(chunk):
                 self.rehashes.pop(chunk, None)
                 self.checksums.pop(chunk, None)
@@ -160,7 +164,10 @@ class _Handle:
             jobs.AskEnded(request, chunk, "failed", 0.0, text)
             for request, chunk in self.asks.items()
         ]
-        lost += [jobs.FetchEnded(c, text, False, 0.0, False) for c in self.fetches]
+        lost += [
+            jobs.FetchEnded(chunk, text, False, 0.0, False, request=request)
+            for chunk, request in self.fetches
+        ]
         lost += [jobs.LinkClosed(link, peer, text) for link, peer in self.links.items()]
         lost += [jobs.Dropped(chunk) for chunk in self.drops]
         again: list[jobs.Job] = [*self.rehashes.values(), *self.checksums.values()]

@@ -104,7 +104,9 @@ class Codec(Generic[S]):
             hints = get_type_hints(kind, include_extras=True)
             self._checks[kind] = {one.name: _check(hints[one.name]) for one in fields(kind)}
             self._required[kind] = frozenset(
-                one.name for one in fields(kind) if one.default is MISSING
+                one.name
+                for one in fields(kind)
+                if one.default is MISSING and one.default_factory is MISSING
             )
 
     def encode(self, item: S) -> bytes:

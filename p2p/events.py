@@ -81,6 +81,14 @@ class LeasesGranted:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchedElsewhere:
+    """Another node prefetches these chunks, which readers here are blocked on: this node may read
+    what they need of them from the origin."""
+
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PinsLearned:
     """Pins from the tracker (`peer` None: they overrule) or from a peer (the first one is kept)."""
 
@@ -174,7 +182,7 @@ class ChunkVerified:
     source: Source
     pin: bytes
     request: int = 0
-    """The `Ask` that it answers, if the source is a peer."""
+    """The `Ask` that it answers, or the `FetchPart` that brought the last blocks; 0: neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +223,16 @@ class FetchFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PartFailed:
+    """A part's fetch ended early; verified blocks are kept. `fatal` as in `FetchFailed`."""
+
+    request: int
+    text: str
+    fatal: bool
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SpaceExhausted:
     """The store could not allocate `chunk`; whatever was under way for it has ended."""
 
@@ -231,7 +249,8 @@ class ChunkDamaged:
 
 @dataclass(frozen=True, slots=True)
 class BlocksVerified:
-    """The blocks that a request for a reader asked for are in the store; the chunk is not whole."""
+    """The blocks that an `Ask` for a reader, or a `FetchPart`, asked for are in the store;
+    the chunk is not whole."""
 
     request: int
 
@@ -344,6 +363,17 @@ class Fetch:
     chunk: Chunk
     start: int = 0
     end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPart:
+    """Fetch just the blocks of these bytes from the origin, without a lease; answered by
+    BlocksVerified, PartFailed or, if they made the chunk whole, by ChunkVerified."""
+
+    request: int
+    chunk: Chunk
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,6 +508,7 @@ Event = (
     | PeersOffered
     | PeersWithdrawn
     | LeasesGranted
+    | FetchedElsewhere
     | PinsLearned
     | PeerReady
     | PeerLost
@@ -493,6 +524,7 @@ Event = (
     | AskRefused
     | AskFailed
     | FetchFailed
+    | PartFailed
     | SpaceExhausted
     | ChunkDamaged
     | BlocksVerified
@@ -513,6 +545,7 @@ Command = (
     | Disconnect
     | CancelAsk
     | Fetch
+    | FetchPart
     | Hurry
     | Prepare
     | Drop

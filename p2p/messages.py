@@ -7,7 +7,7 @@ is a `RemoteProtocolError` that names it. Bulk data never travels in messages: s
 The annotations are the codec: see `codec`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from p2p.codec import Codec, Struct
@@ -221,7 +221,7 @@ class AllowanceBack(Message):
 class Wants(Message):
     """Chunks that readers at this node are blocked on (`needed`) or will read `soon`, of those that
     it knows no holder of; replaces what it wanted before. Answered, now or later, by a lease before
-    all others (`Leases`), or by `Holders`."""
+    all others (`Leases`), by `Holders`, or by `Leases.elsewhere`."""
 
     TYPE: ClassVar[str] = "wants"
     needed: Annotated[list[ChunkIndex], 64]
@@ -341,7 +341,8 @@ class Leases(Message):
 
     `limited`: a budget is in force: from now on each request needs an allowance. `bytes` and
     `requests` come with these leases; they are to be used, or given back, within a tenth of a
-    second.
+    second. `elsewhere`: another node prefetches these chunks; this one may read what its readers
+    need of them, and no more, without a lease.
     """
 
     TYPE: ClassVar[str] = "leases"
@@ -350,6 +351,7 @@ class Leases(Message):
     limited: bool = False
     bytes: U63 = 0
     requests: U32 = 0
+    elsewhere: Annotated[list[ChunkIndex], 64] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

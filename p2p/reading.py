@@ -122,6 +122,10 @@ class Reading:
             case ev.ChunkCorrupt(request) if self.urgent.owns(request):
                 peer = self.urgent.peer_of(request)
                 self._blame(peer, self.urgent.failed(request, CORRUPT_S, now).chunk)
+            case ev.FetchedElsewhere(chunks):
+                self.urgent.parts.allow(chunks)
+            case ev.PartFailed(request, _, fatal, retry_after_s) if self.urgent.parts.owns(request):
+                self.urgent.parts.failed(request, retry_after_s, now, fatal=fatal)
             case ev.ChunkDropped(chunk):
                 self.room.dropped(chunk)
                 self.urgent.forget(chunk)
@@ -161,8 +165,8 @@ class Reading:
         match event:
             case (
                 ev.BlocksVerified(request) | ev.AskRefused(request, _) | ev.AskFailed(request, _)
-                | ev.ChunkCorrupt(request) | ev.ChunkVerified(_, Source.PEER, _, request)
-                | ev.SpaceExhausted(_, request)
+                | ev.ChunkCorrupt(request) | ev.ChunkVerified(_, _, _, request)
+                | ev.SpaceExhausted(_, request) | ev.PartFailed(request)
             ) if request in self._open:  # fmt: skip
                 self.room.ended(self._open.pop(request))
             case (
@@ -177,7 +181,7 @@ class Reading:
         """These commands are carried out: some begin transfers."""
         for command in commands if self.room.evicts else ():
             match command:
-                case ev.Ask(request, _, chunk):
+                case ev.Ask(request, _, chunk) | ev.FetchPart(request, chunk):
                     self._open[request] = chunk
                     self.room.began(chunk)
                 case ev.Fetch(chunk) if chunk not in self._fetches:

@@ -6,8 +6,11 @@ once too much can be sent already: a node whose uplink is slower than others' fa
 more, and sends all it can.
 """
 
+from collections.abc import Callable
+
 from p2p.rates import Average
 
+YIELD_S = 0.05  # a need of a few blocks has left by then
 READY_MOST_S, READY_MOST = 0.15, 4  # what is ready may take so long, and so many answers may be
 RETRY_LOWEST_S, RETRY_HIGHEST_S = 0.01, 2.0
 
@@ -30,6 +33,9 @@ class UploadSlots:
         self.rate_bytes_s = 0.0
         """what the uplink carries, as far as is known; 0: not yet"""
         self._seconds = Average(weight=0.2)
+        self._urgent = 0
+        self._urgent_from = 0.0
+        self._yielding: dict[Callable[[], None], None] = {}
 
     def behind(self, size: int) -> bool:
         """More is ready than leaves in time, and than a few answers of this size."""
@@ -49,6 +55,34 @@ class UploadSlots:
         """A transfer that took so long has ended."""
         self.used -= 1
         self._seconds.add(seconds)
+
+    # -- what readers are blocked on, before all else ----------------------------------------------
+
+    def urgent_began(self, now: float) -> None:
+        """A transfer that a reader is blocked on begins."""
+        if not self._urgent:
+            self._urgent_from = now
+        self._urgent += 1
+
+    def urgent_ended(self) -> None:
+        """It is over; with the last one, whoever yielded goes on."""
+        self._urgent -= 1
+        if not self._urgent:
+            self.go_on()
+
+    def yields(self, now: float) -> bool:
+        """Other transfers send nothing now. Not for long: a reader may be blocked all the time."""
+        return self._urgent > 0 and now < self._urgent_from + YIELD_S
+
+    def wait(self, call: Callable[[], None]) -> None:
+        """Call this when it may send again. It must not raise."""
+        self._yielding[call] = None
+
+    def go_on(self) -> None:
+        """Whoever yielded looks again."""
+        yielding, self._yielding = self._yielding, {}
+        for call in yielding:
+            call()
 
     @property
     def retry_after_s(self) -> float:

@@ -3,7 +3,8 @@
     need --a peer holds the chunk--> Ask with a range --slow--> one more; the loser is cancelled
       |--this node fetches it------> Hurry: its blocks first
       '--nobody does---------------> the tracker is told (SendWants): it leases the chunk to this
-                                     node at once, or names the holders as soon as there are some
+                                     node at once, or names the holders as soon as there are some,
+                                     or says that another node prefetches it: FetchPart
 
 A request for a need may be the second one for its bytes: prefetch may have asked for the whole
 chunk already. There is never a third, but after one of the two has failed.
@@ -20,6 +21,7 @@ from p2p.events import Command
 from p2p.evictor import Evictor, Urge
 from p2p.ids import Chunk, NodeId
 from p2p.needs import Needs, Part
+from p2p.parts import Parts
 from p2p.peerbook import PeerBook
 from p2p.picker import HELD, IN_FLIGHT, Picker
 from p2p.rates import Average
@@ -69,6 +71,7 @@ class Urgent:
         self._needs, self._room, self._picker, self._book = needs, room, picker, book
         self._pins, self._fetching, self._hashing = pins, fetching, hashing
         self._number, self._rng = number, rng
+        self.parts = Parts(number, rng)
         self._tries: dict[int, _Try] = {}
         self._came: dict[Part, float] = {}
         self._hurried: dict[Part, None] = {}
@@ -129,6 +132,9 @@ class Urgent:
 
     def answered(self, request: int, now: float) -> list[Command]:
         """The bytes are here; other requests for them are cancelled."""
+        if self.parts.owns(request):
+            self._came[self.parts.came(request)] = now
+            return []
         one = self._tries.pop(request, None)
         if one is None:
             return []
@@ -158,13 +164,16 @@ class Urgent:
             self._hurried.clear()
             self._came.clear()
             self._refused.clear()
+            self.parts.keep(())
             return self._tell_wants((), now) if tracker else []
         if self._first_at == -inf:
             self._first_at = now
         self._look_at = now + CAME_S
         out: list[Command] = []
         nowhere: list[Chunk] = []
-        for part in self._needs.parts():
+        parts = self._needs.parts()
+        self.parts.keep([part.chunk for part in parts])
+        for part in parts:
             pieces = [piece for piece in self._pieces(part) if not self._here(piece, now)]
             if self._picker.state(part.chunk) == HELD or not pieces:
                 continue
@@ -186,6 +195,9 @@ class Urgent:
                 self._look_at = min(self._look_at, now + HEDGE_FIRST_S)
             elif not self._picker.is_held_by_any(part.chunk):
                 nowhere.append(part.chunk)
+                begun, again_at = self.parts.begin(part, until, now)
+                self._look_at = min(self._look_at, again_at)
+                out += begun
             else:
                 for piece in pieces:
                     out += self._ask(piece, now)

@@ -9,6 +9,7 @@ progress; what comes later still counts.
 """
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from p2p.deadlines import Deadlines
@@ -24,6 +25,9 @@ class Lease:
 
     node: NodeId
     received: int = 0
+    for_reader: bool = False
+    beside: NodeId | None = None
+    """who reads a part of it meanwhile, without a lease"""
 
 
 class Leases:
@@ -91,6 +95,18 @@ class Leases:
         """Lease a queued chunk before its turn."""
         if self._state[chunk] == QUEUED:
             self._lease(chunk, node, now)
+            self._leases[chunk].for_reader = True
+
+    def read_beside(self, chunk: Chunk, nodes: Iterable[NodeId]) -> NodeId | None:
+        """Which of these nodes may read a part of a chunk that another one prefetches: one for each
+        lease, so that what many nodes need is read twice at most."""
+        lease = self._leases.get(chunk)
+        if lease is None or lease.for_reader:
+            return None
+        able = [node for node in nodes if node != lease.node]
+        if lease.beside is None:
+            lease.beside = next(iter(able), None)
+        return lease.beside if lease.beside in able else None
 
     def _lease(self, chunk: Chunk, node: NodeId, now: float) -> None:
         self._state[chunk] = LEASED

@@ -529,6 +529,9 @@ class Model:
         for chunk in gone:
             self._requeue(leases, manifest, chunk)
         self._wanting.changed(leases.changed())
+        for node_id, chunks in self._wanting.elsewhere(leases, self.nodes, now).items():
+            limited = self._allowances.budget.limited
+            self._out.append((node_id, m.Leases([], self.started_at, limited, elsewhere=chunks)))
         for node_id, chunk in self._wanting.queued(leases, self.nodes, limit, now):
             if not self._allowances.take(*self._allowances.needs(manifest, [chunk]), now):
                 break

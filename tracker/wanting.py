@@ -1,7 +1,8 @@
 """What readers wait for: leases before their turn, or the names of holders. Pure.
 
     queued        leased at once to the node that wants it, as many as the pace allows or not
-    leased        the node that has the lease brings it, once for all: the others wait
+    leased        the node that has the lease brings it, once for all: the others wait; but beside
+                  one that only prefetches, one node may read what a reader there is blocked on
     fetched       whoever wants it hears who holds it; if nobody does, it is queued again
 
 What is read soon comes after what is needed, and only while the pace allows.
@@ -13,7 +14,7 @@ from random import Random
 from p2p import messages as m
 from p2p.errors import RemoteProtocolError
 from p2p.ids import Chunk, NodeId
-from tracker.leases import FETCHED, QUEUED, Leases
+from tracker.leases import FETCHED, LEASED, QUEUED, Leases
 from tracker.member import Node
 
 MOST_LEASES = 16  # of one node for its readers
@@ -93,6 +94,21 @@ class Wanting:
             joined = b"".join(pins[chunk] for chunk in chunks)
             out.append((node, m.Holders(chunks, joined, [holder for _, holder in pairs])))
         return out, gone
+
+    def elsewhere(
+        self, leases: Leases, nodes: Mapping[NodeId, Node], now: float
+    ) -> dict[NodeId, list[Chunk]]:
+        """Who may read what its readers need of chunks that other nodes prefetch."""
+        found: dict[NodeId, list[Chunk]] = {}
+        for chunk in [c for c in self._look if leases.state(c) == LEASED]:
+            blocked = [
+                node
+                for node, needed in self._by_chunk[chunk].items()
+                if needed and node in nodes and nodes[node].barred_until <= now
+            ]
+            if (node := leases.read_beside(chunk, blocked)) is not None:
+                found.setdefault(node, []).append(chunk)
+        return found
 
     def queued(
         self, leases: Leases, nodes: Mapping[NodeId, Node], most: int, now: float

@@ -1,10 +1,12 @@
 """Ranges of a chunk as a worker reads them: side by side, resumed, hedged; from the OSS server."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fastcrc
 import pytest
+import trio
 from support.cluster import make_model
 from support.oss import Fault, ObjectGet, OssServer
 from support.oss_model import ID, SECRET, options
@@ -15,6 +17,7 @@ from node.fetch import Fetched, Fetcher
 from node.origins.base import Origin, open_origin
 from node.store import Cache, ChunkStore
 from p2p.manifest import Manifest
+from p2p.needs import PIECES
 
 KIB, MIB = 1024, 1024**2
 CHUNK, BLOCK = 64 * KIB, 32 * KIB
@@ -110,6 +113,57 @@ async def test_a_cut_range_goes_on_at_the_byte_where_it_ended(bench):
     assert [(one.start, one.end) for one in work.asked("resume")] == [(cut, CHUNK)]
     assert work.totals.bytes == CHUNK
     assert work.totals.duplicate_bytes == 0
+
+
+async def test_a_part_is_read_alone_and_is_no_progress_of_a_lease(bench):
+    work = await bench(3 * CHUNK)
+    job = await work.origin.fetch_job(work.manifest, 1)
+    seen: list[dict[int, int]] = []
+    work.server.fault = lambda get: seen.append(dict(work.totals.under_way))
+    await work.fetcher.fetch(replace(job, start=BLOCK, end=2 * BLOCK, request=7))
+    assert work.reports[-1] == jobs.GotBlocks(7, 1)
+    assert [(one.start, one.end) for one in work.asked("first")] == [(CHUNK + BLOCK, 2 * CHUNK)]
+    assert seen == [{}]
+    await work.fetch(1)
+    assert work.totals.bytes == CHUNK, "the rest, and no block twice"
+    await work.fetcher.fetch(replace(job, start=0, end=BLOCK, request=8))
+    assert isinstance(work.reports[-1], jobs.Got), "whole already"
+    assert work.reports[-1].request == 8
+    assert work.totals.bytes == CHUNK
+
+
+async def test_a_part_and_the_whole_chunk_at_the_same_time_leave_no_hole(bench):
+    work = await bench(CHUNK)
+    job = await work.origin.fetch_job(work.manifest, 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.fetcher.fetch, replace(job, start=0, end=BLOCK, request=7))
+        nursery.start_soon(work.fetcher.fetch, job)
+    ends = [one for one in work.reports if isinstance(one, jobs.Got | jobs.GotBlocks)]
+    assert sorted(one.request for one in ends) == [0, 7]
+    assert work.totals.bytes == CHUNK + work.totals.duplicate_bytes
+    assert work.totals.under_way == {}
+    await work.fetch(0)
+    assert work.totals.bytes == CHUNK + work.totals.duplicate_bytes, "nothing was missing"
+
+
+async def test_a_part_that_is_refused_says_which_it_was(bench):
+    work = await bench(CHUNK)
+    work.server.fault = lambda get: "403"
+    job = await work.origin.fetch_job(work.manifest, 0)
+    await work.fetcher.fetch(replace(job, start=0, end=BLOCK, request=7))
+    ended = work.reports[-1]
+    assert isinstance(ended, jobs.FetchEnded)
+    assert (ended.request, ended.chunk, ended.status) == (7, 0, 403)
+
+
+async def test_after_a_need_the_next_one_finds_connections(bench):
+    work = await bench(CHUNK)
+    job = replace(await work.origin.fetch_job(work.manifest, 0), start=0, end=BLOCK)
+    await work.fetcher.warm(job)
+    assert repr(work.fetcher.wires) == f"<Wires idle={PIECES}>"
+    await work.fetcher.fetch(job)
+    await work.fetcher.warm(job)
+    assert repr(work.fetcher.wires) == f"<Wires idle={PIECES}>", "it took those that were there"
 
 
 async def warm(work: Bench, chunks: int) -> None:

@@ -31,7 +31,7 @@ from p2p.digest import block_digest, chunk_pin
 from p2p.errors import StoreError
 from p2p.manifest import File, Manifest
 from p2p.poller import Poller
-from p2p.slots import READY_MOST, UploadSlots
+from p2p.slots import READY_MOST, YIELD_S, UploadSlots
 
 KIB = 1024
 BLOCK, CHUNK = 64 * KIB, 256 * KIB
@@ -570,6 +570,29 @@ async def test_upload_slots_are_bounded_and_the_rest_is_told_to_come_again(tmp_p
         await second.send(Header(Kind.REQUEST, 10, 0, 0, BLOCK, flags=Flag.DEMAND).encode())
         frame = await second.header(dataframe.DOWNWARD)
         assert frame.kind is Kind.DATA, "a blocked read has a slot of its own"
+
+
+async def test_a_request_that_yields_to_a_reader_goes_on_though_that_never_ends(tmp_path):
+    async with running(tmp_path, 0) as bench:
+        await bench.fetched(0)
+        bulk, urgent = bench.far_end(narrow=True), bench.far_end(narrow=True)
+        for link, far in enumerate((bulk, urgent), 1):
+            bench.pool.submit(0, jobs.AddUplink(link, PEER), far.near)
+        await bulk.send(Header(Kind.REQUEST, 1, 0, 0, CHUNK).encode())
+        first = await bulk.header(dataframe.DOWNWARD)
+        # Nobody reads this one to its end: it is under way for as long as the connection lasts.
+        await urgent.send(Header(Kind.REQUEST, 2, 0, 0, CHUNK, flags=Flag.DEMAND).encode())
+        assert (await urgent.header(dataframe.DOWNWARD)).kind is Kind.DATA
+        begin, data, frame = trio.current_time(), b"", first
+        while True:
+            await bulk.read(frame.digests)
+            data += await bulk.read(frame.length)
+            if frame.flags & Flag.LAST:
+                break
+            frame = await bulk.header(dataframe.DOWNWARD)
+        assert data == bench.data(0)
+        seconds = trio.current_time() - begin
+        assert YIELD_S / 2 < seconds < 5, "it yielded, and not for long"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -113,6 +113,24 @@ def test_a_need_overtakes_prefetch_though_the_origin_is_slow(cluster, nginx):
     assert elapsed_s < 10
 
 
+def test_a_need_for_what_another_node_prefetches_slowly_is_read_by_itself(cluster, nginx):
+    """One node gets 50 kB/s for each chunk that it prefetches, another needs the end of one."""
+    place = Place(cluster, nginx, "limit_rate_after 64k; limit_rate 50k;")
+    place.start("b", "--prefetch", "none")
+    place.start("a")
+    with place.model("b") as model, place.model("a"):
+        wait_until(lambda: place.status("a")["origin_bytes"] > 0, "prefetch at a")
+        begin = time.monotonic()
+        place.same(model, "model.bin", 512 * KIB - 9, 512 * KIB - 1)
+        elapsed_s = time.monotonic() - begin
+        wait_until(lambda: place.status("b")["origin_bytes"] > 0, "the figures of b")
+        read, held = (place.status("b")[name] for name in ("origin_bytes", "held_chunks"))
+    print(f"{elapsed_s:.2f} s, {read} bytes of the origin")
+    assert read == 64 * KIB, "the block that was needed"
+    assert held == 0
+    assert elapsed_s < 5, "the chunk takes nine seconds"
+
+
 def test_with_prefetch_none_eight_nodes_that_read_the_same_cost_the_origin_one_read(cluster, nginx):
     """1 % of the model at the same places, all at the same time."""
     place = Place(cluster, nginx)

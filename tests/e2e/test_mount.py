@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from support.mounts import kill_alone, mount_of, mount_process, start_mounted
 from support.oss_model import ID, SECRET
 from support.programs import build
 from support.slow import Cut, Slow
+
+from node.mount.prepare import DEVICE
 
 KIB, MIB = 1024, 1024**2
 CHUNKS = ("--chunk-size", "256KiB", "--block-size", "64KiB")
@@ -193,6 +197,50 @@ def test_a_mount_that_dies_alone_is_mounted_again(one):
         os.kill(mount_process(node), signal.SIGKILL)
         wait_until(lambda: node.text.count(f"the model is at {mount}") == 2, "the second mount")
         assert hashes(mount) == hashes(source)
+
+
+NOBODY = 65534
+# reads what is root's, as Python and this folder may be; to mount, fusermount3 has to do it
+AS_NOBODY = (
+    "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def device_for_everyone() -> Iterator[None]:
+    """As udev makes it; fusermount3 opens it with the rights of who calls."""
+    mode = stat.S_IMODE(DEVICE.stat().st_mode)
+    if os.geteuid() == 0:
+        DEVICE.chmod(mode | 0o666)
+    try:
+        yield
+    finally:
+        if os.geteuid() == 0:
+            DEVICE.chmod(mode)
+
+
+def test_whoever_is_not_root_mounts_by_fusermount3_and_reads(one):
+    source = make_model(one.folder / "source", 207, SIZES)
+    prefix = AS_NOBODY if os.geteuid() == 0 else ()
+    if prefix:
+        one.folder.chmod(0o755)
+        os.chown(one.node_folder("a"), NOBODY, NOBODY)
+    with device_for_everyone(), closing(FaultyOrigin(source)) as origin:
+        one.start_tracker()
+        options = ("--origin", origin.url, *CHUNKS)
+        node, folder = start_mounted(one, "a", *options, prefix=prefix)
+        for name in SIZES:
+            shown = subprocess.run(
+                [*prefix, "sha256sum", str(folder / name)],
+                capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert shown.stdout.split()[:1] == [hashes(source)[name]], shown.stderr
+        owner = Path(f"/proc/{mount_process(node)}").stat().st_uid
+        assert owner == (NOBODY if prefix else os.geteuid())
+        node.send(signal.SIGTERM)
+        assert node.wait() == 0, node.text
+    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_what_nobody_has_is_waited_for_and_read_when_it_comes(one):

@@ -17,6 +17,7 @@ from p2p.ids import NodeId
 from p2p.limits import Limits
 from p2p.manifest import File, Manifest
 from p2p.needs import CURSOR_S, PATIENCE_S, Needs, Part
+from p2p.parts import MOST as MOST_PARTS
 from p2p.picker import HELD, RELEASED
 from p2p.reading import Holding
 from p2p.swarm import Swarm
@@ -246,6 +247,98 @@ def test_what_no_peer_has_is_wanted_of_the_tracker_once_and_its_blocks_are_fetch
     commands = drawn.handle(ev.ChunkVerified(9, Source.ORIGIN, pin(9)), 3.3)
     assert of(ev.ReportFetched, commands) == [ev.ReportFetched(((9, pin(9)),))]
     assert drawn.reading.needs.blocked, "the readers say themselves when they are through"
+
+
+def parts(commands: list[ev.Command]) -> list[tuple[int, int, int]]:
+    """Parts that are read from the origin without a lease."""
+    return [(one.chunk, one.start, one.end) for one in of(ev.FetchPart, commands)]
+
+
+def needing(drawn: Swarm, chunk: int, now: float, reader: int = 1) -> list[ev.Command]:
+    """A reader is blocked on the second block of a chunk."""
+    start = chunk * CHUNK + BLOCK
+    return drawn.handle(ev.ReaderNeeds(reader, 0, start, start + 1), now)
+
+
+def test_of_a_chunk_that_another_node_prefetches_just_the_needed_blocks_are_fetched_here():
+    drawn = swarm({"a": range(0)})
+    assert parts(needing(drawn, 9, 1.0)) == [], "the tracker may give a lease"
+    commands = drawn.handle(ev.FetchedElsewhere((9,)), 1.01)
+    assert parts(commands) == [(9, BLOCK, 2 * BLOCK)]
+    assert of(ev.Fetch, commands) == []
+    assert parts(drawn.handle(ev.FetchedElsewhere((9,)), 1.02)) == [], "it is under way"
+    (part,) = of(ev.FetchPart, commands)
+    assert parts(drawn.handle(ev.BlocksVerified(part.request), 1.04)) == []
+    assert parts(drawn.handle(ev.DeadlinePassed(), 1.05)) == [], "the reader reads what came"
+    drawn.handle(ev.ReaderSatisfied(1), 1.06)
+    assert parts(needing(drawn, 9, 1.07)) == [], "a need of its own: the lease may be over"
+    assert drawn.fetching == ()
+
+
+def test_who_reads_in_order_reads_no_part_before_its_patience_ends():
+    drawn = swarm()
+    drawn.handle(ev.ReaderWindow(1, 0, 9 * CHUNK, 12 * CHUNK), 1.0)
+    needing(drawn, 9, 1.0)
+    assert parts(drawn.handle(ev.FetchedElsewhere((9,)), 1.01)) == []
+    assert drawn.next_deadline() <= 1.0 + PATIENCE_S
+    assert parts(drawn.handle(ev.DeadlinePassed(), 1.0 + PATIENCE_S - 0.001)) == []
+    late = drawn.handle(ev.DeadlinePassed(), 1.0 + PATIENCE_S)
+    assert parts(late) == [(9, BLOCK, 2 * BLOCK)]
+
+
+def test_a_part_that_failed_is_fetched_again_later_unless_that_cannot_help():
+    drawn = swarm()
+    needing(drawn, 9, 1.0)
+    (part,) = of(ev.FetchPart, drawn.handle(ev.FetchedElsewhere((9,)), 1.0))
+    assert parts(drawn.handle(ev.PartFailed(part.request, "cut", False, 0.5), 1.1)) == []
+    assert parts(drawn.handle(ev.DeadlinePassed(), 1.1 + 0.49)) == []
+    assert drawn.next_deadline() == pytest.approx(1.1 + 0.5)
+    (again,) = of(ev.FetchPart, drawn.handle(ev.DeadlinePassed(), 1.1 + 0.5))
+    assert again.request != part.request
+    drawn.handle(ev.PartFailed(part.request, "cut", True), 1.7)
+    drawn.handle(ev.PartFailed(again.request, "HTTP 403", True), 1.7)
+    assert parts(drawn.handle(ev.DeadlinePassed(), 9.0)) == []
+    assert drawn.statistics().fetches == 0
+
+
+def test_a_lease_that_comes_beside_a_part_counts_once_whichever_ends_first():
+    for whole_first in (True, False):
+        drawn = swarm()
+        needing(drawn, 9, 1.0)
+        (part,) = of(ev.FetchPart, drawn.handle(ev.FetchedElsewhere((9,)), 1.0))
+        assert of(ev.Fetch, drawn.handle(ev.LeasesGranted((9,)), 1.1))
+        told: list[ev.Command] = []
+        ends = [ev.ChunkVerified(9, Source.ORIGIN, pin(9)), ev.BlocksVerified(part.request)]
+        for end in ends if whole_first else reversed(ends):
+            told += drawn.handle(end, 1.2)
+        assert of(ev.ReportFetched, told) == [ev.ReportFetched(((9, pin(9)),))]
+        assert 9 in drawn.held
+        assert drawn.fetching == ()
+        assert parts(drawn.handle(ev.DeadlinePassed(), 4.0)) == []
+
+
+def test_a_part_that_makes_the_chunk_whole_is_the_chunk_and_its_lease_ends_well():
+    drawn = swarm({"a": range(0)}, cache_bytes=(LEAST_CHUNKS + 4) * CHUNK + 8192)
+    needing(drawn, 9, 1.0)
+    (part,) = of(ev.FetchPart, drawn.handle(ev.FetchedElsewhere((9,)), 1.0))
+    drawn.handle(ev.LeasesGranted((9,)), 1.1)
+    commands = drawn.handle(ev.ChunkVerified(9, Source.ORIGIN, pin(9), part.request), 1.2)
+    assert of(ev.ReportFetched, commands) == [ev.ReportFetched(((9, pin(9)),))]
+    assert drawn.reading.room._transfers == {9: 1}, "the lease's own transfer goes on"
+    drawn.handle(ev.FetchFailed(9, "cut", fatal=False), 1.3)
+    assert drawn.reading.room._transfers == {}
+    assert drawn.fetching == ()
+
+
+def test_a_need_larger_than_all_parts_that_may_be_read_at_once_goes_on_as_they_come():
+    drawn = swarm()
+    for reader in range(MOST_PARTS + 2):
+        needing(drawn, reader, 1.0, reader)
+    commands = drawn.handle(ev.FetchedElsewhere(tuple(range(MOST_PARTS + 2))), 1.0)
+    begun = of(ev.FetchPart, commands)
+    assert len(begun) == MOST_PARTS
+    more = drawn.handle(ev.BlocksVerified(begun[0].request), 1.1)
+    assert [one.chunk for one in of(ev.FetchPart, more)] == [MOST_PARTS]
 
 
 def test_a_holder_that_turns_up_ends_the_want():

@@ -1,6 +1,6 @@
 """Upload slots: bounded, refused at once, with a hint from what transfers took."""
 
-from p2p.slots import READY_MOST, READY_MOST_S, RETRY_LOWEST_S, UploadSlots
+from p2p.slots import READY_MOST, READY_MOST_S, RETRY_LOWEST_S, YIELD_S, UploadSlots
 
 SIZE = 1000
 
@@ -41,3 +41,24 @@ def test_an_uplink_is_behind_when_more_is_ready_than_leaves_in_time_and_than_a_f
     assert not slots.acquire(SIZE)
     assert slots.acquire(SIZE, demand=True), "a blocked read is served"
     assert slots.acquire(large)
+
+
+def test_others_yield_to_what_a_reader_is_blocked_on_until_it_has_left_but_not_for_long():
+    slots, called = UploadSlots(limit=4, reserved=4), []
+
+    def go_on() -> None:
+        called.append(1)
+
+    assert not slots.yields(1.0)
+    slots.urgent_began(1.0)
+    slots.urgent_began(1.0 + YIELD_S / 2)
+    assert slots.yields(1.0 + YIELD_S / 2)
+    assert not slots.yields(1.0 + YIELD_S), "a reader may be blocked all the time"
+    slots.wait(go_on)
+    slots.wait(go_on)
+    slots.urgent_ended()
+    assert called == [], "another one has not left yet"
+    slots.urgent_ended()
+    assert called == [1], "once"
+    slots.urgent_began(2.0)
+    assert slots.yields(2.0)

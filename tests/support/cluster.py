@@ -68,11 +68,18 @@ def children(pid: int) -> list[int]:
 class Process:
     """A command with its output in a file, killed at the end whatever happens."""
 
-    def __init__(self, folder: Path, name: str, *command: str, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *command: str,
+        env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+    ):
         self.log = folder / f"{name}.log"
         self.output = self.log.open("ab")
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [*prefix, sys.executable, "-m", *command],
             stdout=self.output,
             stderr=self.output,
             stdin=subprocess.DEVNULL,
@@ -139,13 +146,21 @@ class Cluster:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def start_node(self, name: str, *options: str, env: dict[str, str] | None = None) -> Process:
-        """Start a node; its model dir is NAME/model, its report NAME/report.json."""
+    def start_node(
+        self,
+        name: str,
+        *options: str,
+        env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+    ) -> Process:
+        """Start a node, by the command `prefix`; its model dir is NAME/model, its report
+        NAME/report.json."""
         folder = self.node_folder(name)
         process = Process(
             folder, "node", "node", "join", "--tracker", self.tracker_address,
             "--model-dir", str(folder / "model"), "--report", str(folder / "report.json"),
             "--workers", str(self.workers), "--log-level", "info", "--quiet", *options, env=env,
+            prefix=prefix,
         )  # fmt: skip
         self.processes.append(process)
         return process

@@ -12,12 +12,14 @@ def mount_of(cluster: Cluster, name: str) -> Path:
     return cluster.node_folder(name) / "mnt"
 
 
-def start_mounted(cluster: Cluster, name: str, *options: str) -> tuple[Process, Path]:
+def start_mounted(
+    cluster: Cluster, name: str, *options: str, prefix: tuple[str, ...] = ()
+) -> tuple[Process, Path]:
     """A node with a mount, once it says that the mount is there."""
     folder = mount_of(cluster, name)
     log = cluster.node_folder(name) / "node.log"
     before = log.stat().st_size if log.exists() else 0
-    node = cluster.start_node(name, "--mount", str(folder), *options)
+    node = cluster.start_node(name, "--mount", str(folder), *options, prefix=prefix)
 
     def there() -> bool:
         assert node.popen.poll() is None, node.text

@@ -75,6 +75,30 @@ def test_eight_nodes_that_need_the_same_chunk_cost_one_lease_and_hear_who_has_it
     assert told(late, nodes[3]) == [(7, nodes[0])], "at once, when it is here already"
 
 
+def elsewhere(sends, to: NodeId) -> list[int]:
+    """Chunks of which a node may read parts."""
+    return [c for node, x in sends if node == to and isinstance(x, m.Leases) for c in x.elsewhere]
+
+
+def test_one_node_may_read_a_part_of_what_another_one_prefetches():
+    tracked = model(A, B, C)
+    assert granted(tracked.handle(A, announce(1, on_demand=False), 2.0), A) == [0]
+    assert elsewhere(tracked.handle(B, m.Wants([], [0]), 2.1), B) == [], "nobody is blocked"
+    assert elsewhere(tracked.handle(B, m.Wants([0], []), 2.2), B) == [0]
+    assert elsewhere(tracked.handle(C, m.Wants([0], []), 2.2), C) == [], "one for each lease"
+    assert elsewhere(tracked.handle(A, m.Wants([0], []), 2.2), A) == [], "it is A that fetches it"
+    assert elsewhere(tracked.handle(B, m.Wants([0], []), 4.2), B) == [0], "a node that forgot"
+    tracked.handle(A, m.LeaseFailed(0, "no", False, 60.0), 4.3)
+    assert tracked.leases.holder(0) in (B, C), "from here on it is a reader's"
+    assert [elsewhere(tracked.handle(n, m.Wants([0], []), 4.4), n) for n in (B, C)] == [[], []]
+
+
+def test_what_is_leased_for_a_reader_is_read_once():
+    tracked = model(A, B)
+    assert granted(tracked.handle(A, m.Wants([7], [8]), 2.0), A) == [7, 8]
+    assert elsewhere(tracked.handle(B, m.Wants([7, 8], []), 2.0), B) == []
+
+
 def test_a_lease_that_fails_goes_to_the_next_who_wants_the_chunk():
     tracked = model(A, B)
     tracked.handle(A, m.Wants([7], []), 2.0)
