@@ -206,7 +206,20 @@ class Urgent:
         return out
 
     def _pieces(self, part: Part) -> list[Part]:
-        return part.pieces(self._block_bytes)
+        """Those that were asked for before, and what lies between them: a reader's need gets smaller
+        as it reads, and cut anew its pieces would be others, and be asked for once more."""
+        asked = (one.part for one in self._tries.values())
+        known = {one for one in (*asked, *self._came) if one.chunk == part.chunk}
+        found, at = list[Part](), part.start
+        for one in sorted(known):
+            if at < one.end and one.start < part.end:
+                if at < one.start:
+                    found += Part(part.chunk, at, one.start).pieces(self._block_bytes)
+                found.append(one)
+                at = one.end
+        if at < part.end:
+            found += Part(part.chunk, at, part.end).pieces(self._block_bytes)
+        return found
 
     def _here(self, part: Part, now: float) -> bool:
         return any(seen.covers(part) and at + CAME_S > now for seen, at in self._came.items())

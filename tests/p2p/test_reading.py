@@ -21,7 +21,7 @@ from p2p.parts import MOST as MOST_PARTS
 from p2p.picker import HELD, RELEASED
 from p2p.reading import Holding
 from p2p.swarm import Swarm
-from p2p.urgent import WANTS_AGAIN_S, WANTS_APART_S
+from p2p.urgent import HEDGE_FIRST_S, WANTS_AGAIN_S, WANTS_APART_S
 
 BLOCK, CHUNK, COUNT = 4096, 4 * 4096, 32
 ME = NodeId(b"\x10" * 16)
@@ -140,6 +140,20 @@ def test_connections_for_needs_are_made_once_somebody_reads_and_not_for_plans():
     assert of(ev.Prepare, drawn.handle(ev.ReaderNeeds(1, 0, CHUNK, CHUNK + 1), 0.2)) == []
     (late,) = of(ev.Prepare, drawn.handle(ev.PeerReady(node("c"), bits()), 0.3))
     assert late.peer == node("c")
+
+
+def test_a_need_that_gets_smaller_while_it_comes_is_not_asked_for_in_other_pieces(monkeypatch):
+    monkeypatch.setattr("p2p.needs.PIECES", 2)
+    monkeypatch.setattr("p2p.needs.PIECE_LEAST", BLOCK)
+    drawn = swarm({"a": range(ALL), "b": range(ALL)})
+    asked = urgent(drawn.handle(ev.ReaderNeeds(1, 0, 0, CHUNK), 0.0))
+    assert [(ask.start, ask.end) for ask in asked] == [(0, 2 * BLOCK), (2 * BLOCK, CHUNK)]
+    assert urgent(drawn.handle(ev.ReaderNeeds(1, 0, BLOCK, CHUNK), 0.01)) == []
+    drawn.handle(ev.BlocksVerified(asked[0].request), 0.02)
+    assert urgent(drawn.handle(ev.ReaderNeeds(1, 0, 2 * BLOCK - 1, CHUNK), 0.03)) == []
+    (hedge,) = urgent(drawn.handle(ev.DeadlinePassed(), HEDGE_FIRST_S))
+    assert (hedge.start, hedge.end) == (2 * BLOCK, CHUNK), "the same piece of the other peer"
+    assert hedge.peer != asked[1].peer
 
 
 def test_prefetch_begins_nothing_new_while_a_reader_waits_but_not_for_ever():
