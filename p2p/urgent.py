@@ -206,8 +206,8 @@ class Urgent:
         return out
 
     def _pieces(self, part: Part) -> list[Part]:
-        """Those that were asked for before, and what lies between them: a reader's need gets smaller
-        as it reads, and cut anew its pieces would be others, and be asked for once more."""
+        """Those that were asked for before, and what lies between: a reader's need gets smaller as
+        it reads, and cut anew its pieces would be others, and be asked for once more."""
         asked = (one.part for one in self._tries.values())
         known = {one for one in (*asked, *self._came) if one.chunk == part.chunk}
         found, at = list[Part](), part.start

@@ -344,7 +344,7 @@ def swarm(runs: int, vs: tuple[str, ...], json_file: Path | None, **options: Any
               metavar="MS", help="Until the origin answers.")  # fmt: skip
 @click.option("--size", default="2GiB", show_default=True, metavar="SIZE")
 @click.option("--chunk-size", default="4MiB", show_default=True, metavar="SIZE")
-@click.option("--block-size", default="128KiB", show_default=True, metavar="SIZE")
+@click.option("--block-size", default="64KiB", show_default=True, metavar="SIZE")
 @click.option("--workers", type=click.IntRange(0, 8), default=1, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")

@@ -83,9 +83,11 @@ def test_a_node_passes_on_about_as_much_of_each_few_chunks_as_of_all():
 def test_eighteen_nodes_make_two_trees_that_begin_half_a_turn_apart():
     nodes = letters("abcdefghijklmnopqr")
     assert [roots(nodes, chunk) for chunk in range(6)] == [{node} for node in letters("ajjaaj")]
-    assert above(nodes, 0)[NodeId(b"r")] == (b"i", b"d", b"b", b"a")
-    assert above(nodes, 1)[NodeId(b"i")] == (b"r", b"m", b"k", b"j"), "nine places on, all in turn"
-    assert above(nodes, 1)[NodeId(b"a")] == (b"n", b"k", b"j")
+    assert above(nodes, 0)[NodeId(b"i")] == (b"d", b"b", b"a")
+    assert above(nodes, 0)[NodeId(b"r")] == (b"e", b"b", b"a"), "the other half comes backwards"
+    assert above(nodes, 0)[NodeId(b"j")] == (b"i", b"d", b"b", b"a")
+    assert above(nodes, 1)[NodeId(b"i")] == (b"n", b"k", b"j")
+    assert above(nodes, 1)[NodeId(b"a")] == (b"r", b"m", b"k", b"j")
 
 
 def test_a_node_alone_is_every_root_and_asks_nobody():
@@ -136,6 +138,16 @@ def test_in_larger_swarms_a_node_has_children_in_one_tree_only():
         assert not one.keys() & other.keys(), f"{size} nodes"
         assert max(*one.values(), *other.values()) <= 2
         assert sum(one.values()) == sum(other.values()) == size - 1
+
+
+@pytest.mark.parametrize("arity", [2, 3])
+def test_in_larger_swarms_nobody_has_more_children_than_a_tree_gives_over_all_trees(arity):
+    for size in range(ROTATIONS + 1, 71):
+        load = Counter[NodeId]()
+        for chunk in range(arity):
+            load += children(ring(size), chunk, arity)
+        assert max(load.values()) == arity, f"{size} nodes"
+        assert load.total() == arity * (size - 1)
 
 
 def test_a_large_swarm_has_as_many_trees_as_a_node_has_children():
