@@ -13,6 +13,7 @@ asked of whoever announces them.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import gcd
 
 from p2p.ids import Chunk, NodeId
@@ -43,7 +44,7 @@ def _order(nodes: Sequence[NodeId], tree: int, trees: int) -> list[NodeId]:
     own = nodes[begins[tree] : begins[tree + 1]]
     others = [
         (begin - index, nodes[index])
-        for part, (begin, end) in enumerate(zip(begins, begins[1:], strict=False))
+        for part, (begin, end) in enumerate(pairwise(begins))
         if part != tree
         for index in range(begin, end)
     ]
