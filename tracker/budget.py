@@ -7,9 +7,9 @@ Two limits, bytes and requests a second, are token buckets that are paid before 
 any T seconds nodes are allowed at most `rate * T` and one burst. AIMD moves the rates: a refusal
 (429, 503) sets the rate to a tenth below what got through in the last 1.5 s, at most once in so
 long, and the store's own hint holds back everything meanwhile. Then the rate grows by 0.5 % of
-what got through a second: four times as fast up to 96 % of it, and twice as fast with every 2 s
-after 12 s without a refusal. It grows only while somebody waits for it. The first rate is a guess
-(what got through while nodes began is little): it grows four times as fast until it is refused.
+what got through a second: four times as fast up to 96 % of it, and twice as fast with every 5 s
+after 20 s without a refusal. It grows only while somebody waits for it. The first rate is a guess
+(what got through while nodes began is little): it grows six times as fast until it is refused.
 
 A store that goes on to refuse as large a share while the rate goes down, five rounds in a row, does
 not refuse because of it: the rate is restored, and refusals are left to the nodes for 30 s.
@@ -32,9 +32,9 @@ HEARTBEAT_S = 0.5
 ROUND_S = 1.5  # what got through is told by announces
 BACKOFF = 0.9
 GROWTH_PER_S = 0.005  # eight seconds from 96 % to where it was, and few refusals beyond
-NEAR, RECOVERY = 0.96, 4.0
+NEAR, RECOVERY, SEARCH = 0.96, 4.0, 6.0
 MOST_PER_S = 1.0  # doubled in a second, however long nothing was refused
-QUIET_S, DOUBLING_S = 12.0, 2.0  # a rate that was right is refused after 11 s
+QUIET_S, DOUBLING_S = 20.0, 5.0
 PAUSE_CAP_S = 1.0  # a hint may be for one object: it holds back the cluster no longer
 FLOOR_SHARE = 0.05  # of a configured limit
 FLOOR_BYTES_S, FLOOR_REQUESTS_S = 256 * 1024.0, 2.0  # without one
@@ -88,7 +88,10 @@ class Limit:
         """Nothing was refused for `quiet_s`; a rate that nobody waits for does not grow."""
         if self.rate < self._ceiling and now - self._wanted_at <= 1.0:
             speed = 2.0 ** min(60.0, max(0.0, (quiet_s - QUIET_S) / DOUBLING_S))
-            speed *= RECOVERY if self._guessed or self.rate < NEAR * self._step_of else 1.0
+            if self._guessed:  # faster, it would be far beyond when it is refused
+                speed = max(speed, SEARCH)
+            elif self.rate < NEAR * self._step_of:
+                speed = max(speed, RECOVERY)
             step = min(self._step_of * GROWTH_PER_S * speed, self.rate * MOST_PER_S)
             self.rate = min(self._ceiling, self.rate + step * min(elapsed_s, 1.0))
 
