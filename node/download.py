@@ -32,8 +32,8 @@ from p2p.swarm import Swarm
 
 log = logging.getLogger(__name__)
 
-# The origin may know what to do: redirects, refreshed credentials (S3 says 400), expired redirects.
 FetchKey = tuple[Chunk, int]  # the chunk, and the number of a `FetchPart`: 0 is the whole chunk
+# The origin may know what to do: redirects, refreshed credentials (S3 says 400), expired redirects.
 REFUSALS = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 404, 410})
 
 
@@ -263,18 +263,17 @@ class Download:
 
     def _fetch_failed(self, ended: jobs.FetchEnded) -> None:
         self._fetch_ended((ended.chunk, ended.request))
-        hint_s, changed = ended.retry_after_s or None, ended.code == CHANGED
         if ended.no_space:
             log.warning("no space for chunk=%d in the cache dir", ended.chunk)
         else:
             log.warning("origin fetch failed chunk=%d error=%s", ended.chunk, ended.text)
+        hint_s, changed = ended.retry_after_s or None, ended.code == CHANGED
         if ended.request:
             self.feed(events.PartFailed(ended.request, ended.text, ended.fatal, hint_s))
-            return
-        if ended.no_space:
+        elif ended.no_space:
             self.feed(events.SpaceExhausted(ended.chunk))
-            return
-        self.feed(events.FetchFailed(ended.chunk, ended.text, ended.fatal, hint_s, changed))
+        else:
+            self.feed(events.FetchFailed(ended.chunk, ended.text, ended.fatal, hint_s, changed))
 
     # -- reports ----------------------------------------------------------------------------------
 

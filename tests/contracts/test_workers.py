@@ -164,6 +164,16 @@ class FarEnd:
         """The next request."""
         return await self.header(dataframe.UPWARD)
 
+    async def payload(self, frame: Header) -> bytes:
+        """The payload of an answer whose first header is this one."""
+        data = b""
+        while True:
+            await self.read(frame.digests)
+            data += await self.read(frame.length)
+            if frame.flags & Flag.LAST:
+                return data
+            frame = await self.header(dataframe.DOWNWARD)
+
     async def send(self, *parts: bytes) -> None:
         """Bytes as they are; whoever has seen enough of them may close."""
         with contextlib.suppress(trio.BrokenResourceError):
@@ -583,14 +593,8 @@ async def test_a_request_that_yields_to_a_reader_goes_on_though_that_never_ends(
         # Nobody reads this one to its end: it is under way for as long as the connection lasts.
         await urgent.send(Header(Kind.REQUEST, 2, 0, 0, CHUNK, flags=Flag.DEMAND).encode())
         assert (await urgent.header(dataframe.DOWNWARD)).kind is Kind.DATA
-        begin, data, frame = trio.current_time(), b"", first
-        while True:
-            await bulk.read(frame.digests)
-            data += await bulk.read(frame.length)
-            if frame.flags & Flag.LAST:
-                break
-            frame = await bulk.header(dataframe.DOWNWARD)
-        assert data == bench.data(0)
+        begin = trio.current_time()
+        assert await bulk.payload(first) == bench.data(0)
         seconds = trio.current_time() - begin
         assert YIELD_S / 2 < seconds < 5, "it yielded, and not for long"
 
@@ -616,14 +620,7 @@ async def test_what_does_not_move_keeps_no_slot_from_others_and_goes_on_later(tm
             assert set(kinds[:-1]) <= {Kind.BUSY}
             kinds.clear()
             await second.read(answered.digests + answered.length)
-            data = b""
-            while True:
-                await first.read(frame.digests)
-                data += await first.read(frame.length)
-                if frame.flags & Flag.LAST:
-                    break
-                frame = await first.header(dataframe.DOWNWARD)
-            assert data == bench.data(0)
+            assert await first.payload(frame) == bench.data(0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
