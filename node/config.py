@@ -8,6 +8,7 @@ from pathlib import Path
 
 from node.origins.base import OriginOptions
 from p2p.errors import UsageError
+from p2p.liveness import GONE_MOST_S
 from p2p.manifest import DEFAULT_BLOCK_BYTES, DEFAULT_CHUNK_BYTES
 from p2p.rates import RateLimits
 
@@ -78,13 +79,9 @@ class Timeouts:
     """a dial inside one data centre takes under 1 ms; a second tells a dead host"""
     tracker_connect_s: float = 5.0
     """a tracker with 1,000 nodes knocking at once"""
-    ping_s: float = 2.0
-    """a silent control session says that it lives so often"""
-    silence_s: float = 8.0
-    """four pings lost: the peer is gone or stopped"""
-    tracker_silence_s: float = 11.0
-    """no heartbeat is confirmed: later than silent peers are given up, within 8 to 10 s, so that it
-    is known by then whether it is this node that is cut off"""
+    tracker_silence_s: float = GONE_MOST_S + 1
+    """no heartbeat is confirmed: later than silent peers are given up, so that it is known by then
+    whether it is this node that is cut off"""
     heartbeat_s: float = 0.5
     """a lease ends 2 s after its last progress (design): four chances to report some"""
     idle_heartbeat_s: float = 2.0

@@ -22,12 +22,13 @@ from node.delivery import Delivery
 from node.demand import Demand
 from node.dial import Dialler
 from node.download import Download
+from node.fields import split_pins
 from node.holding import check, holding_of
 from node.inherit import inherit, remove_older
 from node.links import Links
 from node.nics import limits_for
 from node.origins.base import Origin, default_model, open_origin
-from node.peers import Peers, bound_text, split_pins
+from node.peers import Peers, bound_text
 from node.progress import show_progress
 from node.publish import ModelDir
 from node.report import Report

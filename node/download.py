@@ -16,11 +16,12 @@ import trio
 from node import jobs
 from node.allowance import Allowances
 from node.audit import Audit
+from node.fields import join_pins
 from node.heap import settle
 from node.http_get import CHANGED
 from node.links import Links
 from node.origins.base import Origin
-from node.peers import Peers, join_pins
+from node.peers import Peers
 from node.sealing import NodeSeal
 from node.store import ChunkStore
 from node.tracker_client import TrackerClient

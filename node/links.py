@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 import trio
 
@@ -108,6 +109,7 @@ class Links:
         self._workers: dict[int, int] = {}
         self._down: dict[NodeId, dict[int, Downlink]] = {}
         self._asked: dict[int, Asked] = {}
+        self._heard: dict[NodeId, float] = {}
 
     def _new_link(self, ip: str) -> tuple[int, int]:
         link, self._next_link = self._next_link, self._next_link + 1
@@ -257,6 +259,7 @@ class Links:
         """A request was answered."""
         asked = self._asked.pop(request, None)
         if asked is not None:
+            self._heard[asked.down.peer] = trio.current_time()
             asked.down.asked -= 1
             asked.down.failing = False
             self._pairs(asked.down.peer).worked(asked.down.pair)
@@ -290,6 +293,15 @@ class Links:
         self._set_spare(peer)
         if not links:
             self._down.pop(peer, None)
+            self._heard.pop(peer, None)
+
+    def needs(self, peer: NodeId) -> bool:
+        """Requests are under way at a peer."""
+        return any(down.load for down in self._down.get(peer, {}).values())
+
+    def heard_at(self, peer: NodeId) -> float:
+        """When the last answer came."""
+        return self._heard.get(peer, -inf)
 
     def close_peer(self, peer: NodeId) -> None:
         """Close all data connections with a peer."""

@@ -5,23 +5,24 @@ every message becomes an event for the swarm, every command of the swarm a messa
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import trio
 
 from node.config import Timeouts
 from node.dial import Dialler, plain_ip
+from node.fields import check_chunks, split_pins
 from node.links import Links
 from node.pairs import Pair, Pairs
 from node.sockets import set_interactive
 from p2p import connection, events, messages
 from p2p.connection import FrameStream
-from p2p.digest import DIGEST_BYTES
 from p2p.errors import P2PError, ProtocolError, Refused, RemoteProtocolError
 from p2p.exposure import check_exposure
 from p2p.handshake import NONCE_BYTES
-from p2p.ids import Chunk, ManifestId, NodeId, short
+from p2p.ids import ManifestId, NodeId, short
+from p2p.liveness import LOOK_S, Liveness, Look
 from p2p.messages import VERSION_HIGHEST, VERSION_LOWEST, Hello, Message
 from p2p.outbox import Outbox
 from p2p.poller import Poller
@@ -41,37 +42,6 @@ FAILURES = (
 )
 
 
-def join_pins(pairs: Iterable[tuple[Chunk, bytes]]) -> tuple[list[int], bytes]:
-    """Two fields of a message from chunks and pins."""
-    listed = list(pairs)
-    return [chunk for chunk, _ in listed], b"".join(pin for _, pin in listed)
-
-
-def split_pins(chunks: list[int], pins: bytes, chunk_count: int) -> tuple[tuple[Chunk, bytes], ...]:
-    """The inverse of `join_pins`.
-
-    Raises:
-      RemoteProtocolError: not 16 bytes a chunk, or no such chunk.
-    """
-    if len(pins) != len(chunks) * DIGEST_BYTES:
-        raise RemoteProtocolError(f"{len(pins)} bytes of pins for {len(chunks)} chunks")
-    return tuple(
-        (chunk, pins[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES])
-        for i, chunk in enumerate(check_chunks(chunks, chunk_count))
-    )
-
-
-def check_chunks(chunks: list[int], chunk_count: int) -> tuple[Chunk, ...]:
-    """`chunks` as a tuple.
-
-    Raises:
-      RemoteProtocolError: the model has no such chunk.
-    """
-    if chunks and max(chunks) >= chunk_count:
-        raise RemoteProtocolError(f"chunk {max(chunks)} of {chunk_count}")
-    return tuple(chunks)
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
     """A control session: its messages, and how to end it."""
@@ -79,6 +49,7 @@ class Session:
     frames: FrameStream
     outbox: Outbox
     scope: trio.CancelScope
+    liveness: Liveness = field(default_factory=Liveness)
 
 
 class Peers:
@@ -307,17 +278,21 @@ class Peers:
             self._feed(events.PeerLost(peer))
 
     async def _look_after_sessions(self) -> None:
-        """Say that we are there where nothing else was said, and end sessions that are silent. One
+        """Ask peers that are silent whether they live, and end sessions with those that do not. One
         look for all: with 50 peers a timer for each cost 4 % of what a node had to do."""
         while True:
-            await trio.sleep(self._timeouts.ping_s)
-            silent = trio.current_time() - self._timeouts.silence_s
+            await trio.sleep(LOOK_S)
+            now, links = trio.current_time(), self.links
             for peer, session in self._sessions.items():
-                if session.frames.heard_at <= silent:
+                heard_at, needed = session.frames.heard_at, False
+                if links is not None:
+                    heard_at, needed = max(heard_at, links.heard_at(peer)), links.needs(peer)
+                look = session.liveness.look(heard_at, now, needed=needed)
+                if look is Look.GIVE_UP:
                     log.debug("session is silent peer=%s", short(peer))
                     session.scope.cancel()
-                else:
-                    session.outbox.keep_alive(messages.Ping())
+                elif look is Look.ASK:
+                    session.outbox.put(messages.Ping())
 
     async def _read(self, peer: NodeId, frames: FrameStream) -> None:
         first = await frames.receive()
@@ -355,6 +330,9 @@ class Peers:
             case messages.Bye():
                 return events.PeerLeaves(peer)
             case messages.Ping():
+                self.send(peer, messages.Pong())
+                return None
+            case messages.Pong():
                 return None
         raise RemoteProtocolError(f"{message.TYPE} does not belong between peers")
 

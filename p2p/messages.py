@@ -487,9 +487,16 @@ class Corrupt(Message):
 
 @dataclass(frozen=True, slots=True)
 class Ping(Message):
-    """Nothing new; the sender lives. Sent when a control session was silent for a second."""
+    """The sender heard nothing for a while: say that you live, with pong."""
 
     TYPE: ClassVar[str] = "ping"
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """The answer to ping."""
+
+    TYPE: ClassVar[str] = "pong"
 
 
 CODEC = Codec(Message)

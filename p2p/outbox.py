@@ -19,7 +19,6 @@ class Outbox:
         self._filled = trio.Event()
         self._written = trio.Event()
         self._writing = False
-        self._spoke = False
         self.overflowed = False
         self._scope = trio.CancelScope()
 
@@ -33,18 +32,12 @@ class Outbox:
         if self._frames is None or self._queue or self._rest or self._writing:
             self._queue.extend(batch)
         else:
-            self._rest, self._spoke = self._frames.send_now(batch), True
+            self._rest = self._frames.send_now(batch)
         if self._queue or self._rest:
             if len(self._queue) > OUTBOX_MESSAGES:
                 self.overflowed = True
                 self._scope.cancel()
             self._filled.set()
-
-    def keep_alive(self, message: Message) -> None:
-        """Send a message if there was no other one since the last call."""
-        if not (self._spoke or self._queue or self._rest or self._writing):
-            self.put(message)
-        self._spoke = False
 
     async def run(self, frames: FrameStream) -> None:
         """Write what comes, for ever.
@@ -64,7 +57,7 @@ class Outbox:
                 await self._filled.wait()
             batch, self._queue = self._queue, []
             rest, self._rest = self._rest, b""
-            self._writing = self._spoke = True
+            self._writing = True
             await frames.send(*batch, rest=rest)
             self._writing = False
             self._written.set()

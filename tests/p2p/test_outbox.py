@@ -85,25 +85,6 @@ async def test_as_many_as_the_bound_wait_for_run_and_none_overtakes_them(ends, n
     assert await read(far, sent[-1]) == sent
 
 
-async def test_a_session_is_kept_alive_where_nothing_else_was_said_and_never_else(ends, nursery):
-    outbox, (near, far) = Outbox(), ends
-    outbox.put(message(0))
-    outbox.keep_alive(m.Ping())
-    await start(nursery, outbox, near)
-    outbox.keep_alive(m.Ping())
-    for said in (0, 1, 2):
-        for _ in range(said):
-            outbox.put(message(1))
-        for _ in range(3):
-            outbox.keep_alive(m.Ping())
-    outbox.put(message(2))
-    ping = m.Ping()
-    said = [message(1), ping, ping]
-    assert await read(far, message(2)) == [
-        message(0), ping, ping, ping, *said, message(1), *said, message(2)
-    ]  # fmt: skip
-
-
 async def test_one_more_than_the_bound_ends_the_session(ends):
     outbox = Outbox()
     outbox.put(*[message(1)] * OUTBOX_MESSAGES, message(2))

@@ -29,6 +29,7 @@ EXAMPLES: list[Message] = [
     messages.LeaseFailed(4, "gone", True, 1.5),
     messages.Peers([b"n" * 16], [["h:1", "h:2"]]),
     messages.Ping(),
+    messages.Pong(),
 ]
 
 
