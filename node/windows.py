@@ -72,6 +72,11 @@ class Windows:
         self._count = 0.0
         self._set: dict[socket.socket, int] = {}
 
+    @property
+    def rate_bytes_s(self) -> float:
+        """What came in a second, at its best of late."""
+        return self._rate.bytes_s
+
     def fit(self, socks: Iterable[socket.socket], received: int, now: float) -> None:
         """Look at the rate, and set windows that have changed by a quarter.
 

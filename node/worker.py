@@ -346,6 +346,7 @@ class Worker:
             sent = sum(served.bytes for _, served in self._links.values())
             self._unsent.fit(uplinks, sent, now)
             self._slots.rate_bytes_s = self._unsent.rate_bytes_s
+            self._slots.coming_bytes_s = self._windows.rate_bytes_s
             self._slots.go_on()
             await trio.sleep(self._settings.figures_s)
 

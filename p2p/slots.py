@@ -1,9 +1,15 @@
 """Upload slots: a bounded number of transfers at once, and an immediate busy for the rest.
 
 Queueing behind a loaded holder cost up to 5.4 x the bound in the fluid model; a refusal lets the
-other side ask somewhere else at once. What was asked ahead needs no slot, but is refused likewise
-once too much can be sent already: a node whose uplink is slower than others' falls behind by no
-more, and sends all it can.
+other side ask somewhere else at once.
+
+What was asked ahead needs no slot, but is refused likewise once too much can be sent already. How
+much is too much depends on the uplink: one that is slower than what comes in cannot send all that
+the trees want of it, its queue only grows, and all below it in a tree wait for that. It has to
+refuse soon. Where all uplinks are alike and just suffice, what is to be sent comes in bursts, and a
+queue keeps the link busy between them: of 50 nodes that refused from 0.15 s on, 12 % of all
+requests went elsewhere, where each waited for an announcement, and those behind it, too (1.17 x the
+bound; 1.12 x with 1.5 s).
 """
 
 from collections.abc import Callable
@@ -11,7 +17,9 @@ from collections.abc import Callable
 from p2p.rates import Average
 
 YIELD_S = 0.05  # a need of a few blocks has left by then
-READY_MOST_S, READY_MOST = 0.15, 4  # what is ready may take so long, and so many answers may be
+READY_SLOW_S, READY_MOST_S = 0.15, 1.5  # what is ready may take so long
+READY_MOST = 4  # and so many answers may be ready, however long they take
+SLOW = 0.8  # an uplink that carries less than this part of what comes in
 RETRY_LOWEST_S, RETRY_HIGHEST_S = 0.01, 2.0
 
 
@@ -32,6 +40,8 @@ class UploadSlots:
         """of answers that waited for their chunk and could go on"""
         self.rate_bytes_s = 0.0
         """what the uplink carries, as far as is known; 0: not yet"""
+        self.coming_bytes_s = 0.0
+        """what comes in at its best"""
         self._seconds = Average(weight=0.2)
         self._urgent = 0
         self._urgent_from = 0.0
@@ -39,7 +49,9 @@ class UploadSlots:
 
     def behind(self, size: int) -> bool:
         """More is ready than leaves in time, and than a few answers of this size."""
-        most = max(self.rate_bytes_s * READY_MOST_S, READY_MOST * size)
+        slow = self.rate_bytes_s < SLOW * self.coming_bytes_s
+        most_s = READY_SLOW_S if slow else READY_MOST_S
+        most = max(self.rate_bytes_s * most_s, READY_MOST * size)
         return self.rate_bytes_s > 0 and self.ready_bytes > most
 
     def acquire(self, size: int, *, demand: bool = False) -> bool:

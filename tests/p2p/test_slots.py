@@ -1,6 +1,16 @@
 """Upload slots: bounded, refused at once, with a hint from what transfers took."""
 
-from p2p.slots import READY_MOST, READY_MOST_S, RETRY_LOWEST_S, YIELD_S, UploadSlots
+import pytest
+
+from p2p.slots import (
+    READY_MOST,
+    READY_MOST_S,
+    READY_SLOW_S,
+    RETRY_LOWEST_S,
+    SLOW,
+    YIELD_S,
+    UploadSlots,
+)
 
 SIZE = 1000
 
@@ -27,12 +37,15 @@ def test_the_hint_is_the_share_of_a_transfer_after_which_one_of_the_slots_is_fre
     assert slots.retry_after_s == 0.8 / 4
 
 
-def test_an_uplink_is_behind_when_more_is_ready_than_leaves_in_time_and_than_a_few_answers():
+@pytest.mark.parametrize("slow", [False, True])
+def test_an_uplink_is_behind_when_more_is_ready_than_leaves_in_time_and_than_a_few_answers(slow):
+    """In less time if it is slower than what comes in: its queue would only grow."""
     slots = UploadSlots(limit=4, reserved=0)
     slots.ready_bytes = 1 << 30
     assert not slots.behind(SIZE), "nobody knows yet what it carries"
     slots.rate_bytes_s = 100_000.0
-    slots.ready_bytes = int(100_000 * READY_MOST_S)
+    slots.coming_bytes_s = 100_000.0 / SLOW + (1 if slow else 0)
+    slots.ready_bytes = int(100_000 * (READY_SLOW_S if slow else READY_MOST_S))
     assert not slots.behind(SIZE)
     slots.ready_bytes += 1
     assert slots.behind(SIZE)
