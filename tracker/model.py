@@ -24,7 +24,7 @@ from tracker.assignment import Roster
 from tracker.budget import Budget
 from tracker.leases import Leases
 from tracker.member import Node
-from tracker.pace import Pace
+from tracker.pace import Pace, beginning
 from tracker.sealing import Sealing
 from tracker.wanting import Wanting
 
@@ -83,6 +83,8 @@ class Model:
         self._unpinned: dict[Chunk, None] = {}
         """those that are fetched, and whose pin is not known"""
         self._pace = Pace()
+        self._came = 0
+        """chunks that leases brought"""
         self._wanting = Wanting(rng)
         self._allowances = Allowances(budget or Budget(), name)
         self.gone_origin_bytes = 0
@@ -418,6 +420,7 @@ class Model:
             if node.node == self.leases.holder(chunk):
                 length, out = self.manifest.extent(chunk).length, self.leases.in_flight
                 self._pace.fetched(length, len(self.nodes), out, now)
+                self._came += 1
             self.leases.fetched(chunk)
             self._settled.add(chunk)
             self._unpinned.pop(chunk, None)
@@ -489,7 +492,8 @@ class Model:
         self._out += self._allowances.serve(leases, now)
         if self._allowances.waiting or now < self._settle_until or self._relisting:
             return
-        limit = self._pace.limit(len(self.nodes))
+        count = len(self.nodes)
+        limit = min(self._pace.limit(count), beginning(count, self._came))
         granted = self._serve_readers(leases, self.manifest, limit, now)
         while len(self._seen) >= self._start_with and (
             self._hungry and leases.in_flight < limit and (chunk := leases.next_queued) is not None

@@ -14,12 +14,22 @@ from math import ceil, inf
 
 LEAST = 10  # what keeps one origin's link busy while each lease changes hands
 PER_NODE = 0.25
+FIRST, FIRST_PER_NODE = 4, 0.0625  # at the very beginning
 STEP = 1.5
 WORTH = 1.2  # of what half as many more could bring, two fifths are enough
 WINDOW_S = 0.25
 ROUNDS = 3  # of reports in a window: fewer say little about a rate
 AGAIN_FIRST_S, AGAIN_CAP_S = 4.0, 60.0
 SHARE = 8  # of the time at most one part is spent in tries, however long a window lasts
+
+
+def beginning(nodes: int, fetched: int) -> int:
+    """Leases that may be out when so many chunks have come: at first a few, and one more with each.
+
+    Ten at once would each take ten times as long, and nobody has anything to pass on until one is
+    whole: of 50 nodes all links were idle for half a second more.
+    """
+    return max(FIRST, ceil(nodes * FIRST_PER_NODE)) + fetched
 
 
 class Pace:

@@ -94,6 +94,7 @@ def test_a_lease_is_granted_exactly_when_its_chunk_is_paid_for_and_carries_its_a
 
 def test_two_nodes_share_the_budget_in_turn():
     tracked = model(Budget(SECOND, None), A, B)
+    tracked._came = 8  # the careful beginning is over
     tracked.handle(A, announce(wanted=8), 1.0)
     tracked.handle(B, announce(wanted=8), 1.0)
     got = {A: 0, B: 0}

@@ -10,7 +10,8 @@ from math import ceil, inf
 
 import pytest
 
-from tracker.pace import LEAST, Pace
+from tracker.pace import FIRST as BEGIN
+from tracker.pace import FIRST_PER_NODE, LEAST, Pace, beginning
 
 CHUNK = 16 * 1024**2
 SHARE = 20e6  # what one connection to the store brings at most
@@ -66,6 +67,11 @@ def report(pace: Pace, count: int, spacing_s: float, begin: float = 0.0, **unlik
 )
 def test_it_starts_at_the_least_or_a_quarter_of_the_nodes(nodes, limit):
     assert Pace().limit(nodes) == limit
+
+
+def test_a_model_begins_with_a_few_leases_and_each_chunk_that_comes_allows_one_more():
+    assert [beginning(8, fetched) for fetched in range(3)] == [BEGIN, BEGIN + 1, BEGIN + 2]
+    assert beginning(1000, 0) == ceil(1000 * FIRST_PER_NODE)
 
 
 def test_where_each_connection_has_its_own_share_half_as_many_more_are_kept_up_to_hundreds():

@@ -15,7 +15,7 @@ from p2p.manifest import File, Manifest
 from tracker.budget import Budget
 from tracker.leases import FETCHED, LEASE_S, QUEUED
 from tracker.model import Model
-from tracker.pace import LEAST
+from tracker.pace import FIRST, LEAST
 
 A, B, C = (NodeId(name * 16) for name in (b"a", b"b", b"c"))
 COUNT, CHUNK = 64, 4096
@@ -137,8 +137,18 @@ def test_wants_that_are_taken_back_cost_no_lease():
     assert granted(tracked.handle(B, m.LeaseFailed(7, "no", True), 2.2), A) == []
 
 
+def test_few_leases_are_out_at_first_and_one_more_with_each_chunk_that_comes():
+    tracked = model(A)
+    tracked.handle(A, announce(40, on_demand=False), 1.0)
+    assert tracked.leases.in_flight == FIRST
+    for chunk in range(3):
+        tracked.handle(A, m.Fetched([chunk], pin(chunk)), 1.1)
+        assert tracked.leases.in_flight == FIRST + chunk + 1
+
+
 def test_what_is_read_soon_waits_for_the_pace():
     tracked = model(A)
+    tracked._came = LEAST  # the careful beginning is over
     tracked.handle(A, announce(2 * LEAST, on_demand=False), 1.0)
     assert tracked.leases.in_flight == LEAST
     assert granted(tracked.handle(A, m.Wants([], [50]), 1.1), A) == []
