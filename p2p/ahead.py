@@ -15,6 +15,7 @@ from p2p.rates import Average
 from p2p.tree import Trees
 
 SETTLE_S = 0.1  # peers come one by one: the trees follow when no other has come for so long
+SETTLE_MOST_S = 1.0  # or after so long, if they keep coming
 GRACE_CHUNKS = 96  # a chunk may begin so many chunks' time later than it came at others
 ENDING_CHUNKS = 12  # and only so many when no other is to come
 GRACE_USUAL = 4.0  # and so many times as late as chunks usually are
@@ -37,8 +38,9 @@ class Ahead:
     def __init__(self, me: NodeId) -> None:
         self._me = me
         self._trees: Trees | None = None
+        self._nodes: list[NodeId] = []
         self._settled_at = inf
-        self._offered_at = -inf
+        self._offered_at, self._unsettled_at = -inf, inf
         self._by_chunk: dict[Chunk, Waiting] = {}
         self._by_request: dict[int, Waiting] = {}
         self._due: dict[Chunk, float] = {}
@@ -65,30 +67,53 @@ class Ahead:
     def offered(self, now: float) -> None:
         """There are more nodes than before."""
         self._offered_at = now
+        self.changed(now)
 
     def changed(self, now: float, *, last: bool = False) -> None:
         """Peers have come or gone; `last`: nobody who was offered is to come yet."""
-        self._settled_at = max(now, self._offered_at + SETTLE_S) if last else now + SETTLE_S
+        self._unsettled_at = min(self._unsettled_at, now)
+        settled_at = max(now, self._offered_at + SETTLE_S) if last else now + SETTLE_S
+        self._settled_at = min(settled_at, self._unsettled_at + SETTLE_MOST_S)
 
     def settled(self, now: float) -> bool:
         """The trees are to be drawn again."""
         return self._settled_at <= now
 
-    def draw(self, nodes: Sequence[NodeId]) -> None:
-        """Draw the trees over these nodes; this one is among them."""
-        self._settled_at = inf
-        self._trees = Trees(self._me, nodes) if len(nodes) > 1 else None
+    def draw(self, nodes: Sequence[NodeId], again_at: float = inf) -> None:
+        """Draw the trees over these nodes; this one is among them. They are looked at again when
+        those that are waited for have come, or have not."""
+        self._settled_at, self._unsettled_at = again_at, inf
+        if list(nodes) != self._nodes:
+            self._nodes = list(nodes)
+            self._trees = Trees(self._me, nodes) if len(nodes) > 1 else None
+
+    @property
+    def near(self) -> frozenset[NodeId]:
+        """The nodes with whom this one exchanges chunks."""
+        return self._trees.near if self._trees is not None else frozenset()
 
     def root(self, chunk: Chunk) -> NodeId | None:
         """The root of the chunk's tree; None: it is this node, or there are no trees."""
         root = self._trees.root(chunk) if self._trees is not None else self._me
         return None if root == self._me else root
 
-    def parent(self, chunk: Chunk, able: Callable[[NodeId], bool]) -> NodeId | None:
-        """The nearest node above this one that can be asked, and did not deny this chunk."""
+    def parent(
+        self,
+        chunk: Chunk,
+        able: Callable[[NodeId], bool],
+        coming: Callable[[NodeId], bool] = lambda _node: False,
+    ) -> NodeId | None:
+        """The nearest node above this one that can be asked, and did not deny this chunk; nobody,
+        if such a one is about to come."""
         above = self._trees.above(chunk) if self._trees is not None else ()
         denied = self._denied.get(chunk, ())
-        return next((node for node in above if able(node) and node not in denied), None)
+        for node in above:
+            if node not in denied:
+                if able(node):
+                    return node
+                if coming(node):
+                    break
+        return None
 
     def deny(self, node: NodeId, chunk: Chunk) -> None:
         """It sent this chunk wrong, or has too much to send: it is not asked ahead for it again.

@@ -2,9 +2,12 @@
 
     KNOWN --Connect--> DIALLING --PeerReady--> READY --PeerLost--> KNOWN (dialled again later)
 
-Of a pair, the node with the smaller id dials, so there is one session a pair.
+Of a pair, the node with the smaller id dials, so there is one session a pair. In a swarm of many,
+those that the trees need are dialled first, and the others one after another: 49 handshakes in one
+go kept each of 50 nodes from its first chunks for a second and a half.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import inf
 from random import Random
@@ -15,6 +18,10 @@ from p2p.events import Command, Connect
 from p2p.ids import NodeId
 
 REDIAL_FIRST_S, REDIAL_CAP_S = 0.2, 2.0
+FEW = 16  # so many are all dialled at once
+LATER_S, PACE_S = 1.0, 0.2  # the others: not before, and one in so long
+COMING_S = 2.0  # who is dialled at once has a session by then
+EXPECTED_S = 60.0  # who was offered and did not fail is counted on for so long
 
 
 @dataclass(slots=True)
@@ -24,6 +31,7 @@ class Peer:
     node: NodeId
     addresses: tuple[str, ...] = ()
     offered: bool = False
+    offered_at: float = -inf
     ready: bool = False
     complete: bool = False
     on_demand: bool = False
@@ -64,6 +72,27 @@ class PeerBook:
         """The peers with a session."""
         return [peer for peer in self._peers.values() if peer.ready]
 
+    def expected(self, now: float) -> list[Peer]:
+        """Those with a session, and those that were offered and are likely to have one soon."""
+        since = now - EXPECTED_S
+        return [
+            peer
+            for peer in self._peers.values()
+            if peer.ready or (peer.offered and not peer.dial_attempt and peer.offered_at > since)
+        ]
+
+    def coming(self, node: NodeId, now: float) -> bool:
+        """There is to be a session with it in a moment: nobody else is asked meanwhile."""
+        peer = self._peers.get(node)
+        if peer is None or peer.ready or peer.dial_attempt:
+            return False
+        return peer.offered and now < peer.offered_at + COMING_S
+
+    def coming_until(self, now: float) -> float:
+        """When nobody is waited for any more; infinity if nobody is now."""
+        coming = [peer for node, peer in self._peers.items() if self.coming(node, now)]
+        return max((peer.offered_at + COMING_S for peer in coming), default=inf)
+
     @property
     def all_ready(self) -> bool:
         """There is a session with every peer that was offered, of whom there are some."""
@@ -79,9 +108,23 @@ class PeerBook:
         if node == self._me:
             return
         peer = self[node]
+        if not peer.offered:
+            peer.offered_at = now
         peer.addresses, peer.offered = addresses, True
         if not peer.ready and not peer.dialling and node not in self._dials and self._me < node:
-            self._dials.set(node, now)
+            self._dials.set(node, now if len(self._peers) <= FEW else now + LATER_S)
+
+    def dial_first(self, near: Collection[NodeId], now: float) -> None:
+        """Of those never dialled yet these come at once, the others later, one by one."""
+        new = [node for node, peer in self._peers.items() if node in self._dials
+               and not peer.dial_attempt]  # fmt: skip
+        at = now
+        for node in new if len(self._peers) > FEW else ():
+            if node in near:
+                self._dials.set(node, now)
+            else:
+                at += PACE_S
+                self._dials.set(node, at)
 
     def withdraw(self, node: NodeId) -> None:
         """The tracker says that it left: it is not dialled again."""

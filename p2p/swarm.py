@@ -17,6 +17,7 @@ Rules:
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import inf
 from random import Random
@@ -284,6 +285,8 @@ class Swarm:
             self._backlog.passed(chunk, self._now)
             self._ahead.heard(chunk, self._now)
         self._ahead.changed(self._now, last=self._book.all_ready)
+        if node in self._ahead.near:
+            self._ask_ahead_in = 0
         self._picker.join(node, held)
         self._picker.set_ready(node, peer.waits_until <= self._now)
         if peer.told < len(self._news):  # what came after it was sent our bitfield
@@ -468,6 +471,9 @@ class Swarm:
         peer = self._book.get(node)
         return peer is not None and peer.ready and peer.waits_until <= self._now
 
+    def _parent(self, chunk: Chunk) -> NodeId | None:
+        return self._ahead.parent(chunk, self._able, partial(self._book.coming, now=self._now))
+
     def _ask_ahead(self) -> None:
         """Ask parents for chunks of the window that nobody holds yet."""
         if self._ask_ahead_in > 0 or self._space_at is not None or self.held.complete:
@@ -480,7 +486,7 @@ class Swarm:
         for chunk in self._picker.window(window):
             if chunk in self._ahead or self._picker.is_held_by_any(chunk):
                 continue
-            parent = self._ahead.parent(chunk, self._able)
+            parent = self._parent(chunk)
             if parent is not None:
                 places.append((chunk, parent))
         self._wait_at(places)
@@ -533,12 +539,13 @@ class Swarm:
 
     def _draw_trees(self) -> None:
         """Peers have come or gone. A young swarm asks its new parents at once."""
-        peers = [peer.node for peer in self._book.ready() if not peer.on_demand]
-        self._ahead.draw(sorted([self._node, *peers]))
+        peers = [peer.node for peer in self._book.expected(self._now) if not peer.on_demand]
+        self._ahead.draw(sorted([self._node, *peers]), self._book.coming_until(self._now))
+        self._book.dial_first(self._ahead.near, self._now)
         self._ask_ahead_in = 0
         if len(self.held) < self._limits.window:
             for waiting in self._ahead.all():
-                if self._ahead.parent(waiting.chunk, self._able) != waiting.peer:
+                if self._parent(waiting.chunk) != waiting.peer:
                     self._wait_no_more(waiting.chunk)
 
     _pins_missing = False

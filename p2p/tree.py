@@ -65,6 +65,7 @@ class Trees:
         self._stride = stride(self.count)
         self._roots: list[NodeId] = []
         self._above: list[tuple[NodeId, ...]] = []
+        near: set[NodeId] = set()
         for tree in range(self.count):
             order = _order(nodes, tree, self.count)
             place, above = order.index(me), []
@@ -73,6 +74,11 @@ class Trees:
                 above.append(order[place])
             self._roots.append(order[0])
             self._above.append(tuple(above))
+            below = arity * order.index(me) + 1
+            near.update(above[:1], order[below : below + arity])
+            near.update([order[0]] if above else nodes)
+        self.near = frozenset(near - {me})
+        """with whom chunks are exchanged: parents, children, all roots; of a root: everybody"""
 
     def _tree(self, chunk: Chunk) -> int:
         """Another tree for the next chunk, begun half the ring further: a node has children in the

@@ -3,6 +3,7 @@
 Method: exact times. This node is c of a to f; of each chunk, the parents are drawn by hand.
 """
 
+from collections.abc import Callable
 from math import inf
 
 import pytest
@@ -13,12 +14,14 @@ from p2p.ahead import (
     GRACE_LEAST_S,
     GRACE_MOST_S,
     GRACE_USUAL,
+    SETTLE_MOST_S,
     SETTLE_S,
     STUCK_S,
     Ahead,
     Waiting,
 )
 from p2p.ids import Chunk, NodeId
+from p2p.tree import Trees
 
 A, B, C, D, E, F = (NodeId(letter.encode()) for letter in "abcdef")
 NODES = [A, B, C, D, E, F]
@@ -79,6 +82,48 @@ def test_trees_settle_a_tenth_of_a_second_after_the_last_peer_came_or_went():
     assert ahead.next_deadline() == 2.0 + SETTLE_S
     ahead.changed(3.0, last=True)
     assert ahead.settled(3.0), "nobody else is to come"
+    ahead.draw(NODES)
+    for tenth in range(40, 60):
+        ahead.offered(tenth / 10 - 0.01)
+        ahead.changed(tenth / 10)
+    assert ahead.next_deadline() == 3.99 + SETTLE_MOST_S, "at the latest, if they keep coming"
+
+
+def test_who_is_about_to_come_is_waited_for_and_nobody_further_up_is_asked():
+    ahead = drawn()
+    three = Chunk(3)  # f is this node's parent, and d the root
+
+    def but(*names: NodeId) -> Callable[[NodeId], bool]:
+        return lambda node: node not in names
+
+    assert ahead.parent(three, but(F), lambda node: node == F) is None
+    assert ahead.parent(three, but(F), lambda node: node == D) == D
+    ahead.deny(F, three)
+    assert ahead.parent(three, but(F), lambda node: node == F) == D, "it would refuse"
+
+
+def test_near_are_parents_children_and_roots_and_to_a_root_everybody_is():
+    nodes = [NodeId(bytes([n]) * 16) for n in range(50)]
+    near = {}
+    for me in nodes:
+        ahead = Ahead(me)
+        ahead.draw(nodes)
+        near[me] = ahead.near
+    trees = Trees(nodes[0], nodes)
+    roots = {trees.root(Chunk(chunk)) for chunk in range(9)}
+    assert len(roots) == 3
+    for me in nodes:
+        assert me not in near[me]
+        for other in near[me]:
+            assert me in near[other], "both know it"
+        for chunk in range(3):
+            parent = Trees(me, nodes).above(Chunk(chunk))[:1]
+            assert set(parent) <= near[me]
+        if me in roots:
+            assert len(near[me]) == 49
+        else:
+            assert roots <= near[me]
+            assert len(near[me]) <= 10
 
 
 def test_a_request_is_found_by_chunk_number_and_peer_until_it_is_taken():

@@ -4,6 +4,7 @@ Goal: a chunk is never asked of two peers at once, never without a pin, never ag
 it wrong; and once one good seeder stays, everything completes.
 """
 
+import copy
 from random import Random
 
 import pytest
@@ -18,6 +19,7 @@ from p2p.events import Source
 from p2p.ids import Chunk, NodeId
 from p2p.limits import Limits
 from p2p.manifest import File, Manifest
+from p2p.peerbook import COMING_S
 from p2p.swarm import ENDING, Swarm
 
 CHUNKS = 8
@@ -384,6 +386,24 @@ def test_the_trees_are_drawn_once_all_who_were_offered_are_there_and_no_more_are
     assert of(ev.AskAhead, ready) == [], "another may be offered with it"
     assert drawn.next_deadline() == 2.0 + SETTLE_S
     assert waits(drawn.handle(ev.DeadlinePassed(), 2.0 + SETTLE_S)) != {}
+
+
+def test_the_trees_count_on_who_was_offered_and_a_parent_that_is_to_come_is_waited_for():
+    """Of four nodes b is this one's parent in the trees of a and b, and c in its own."""
+    drawn = Swarm(MANIFEST, ME, Bitfield(CHUNKS), {}, {}, Random(0), Limits())
+    drawn.handle(ev.PeersOffered(tuple((node(name), ("h:1",)) for name in "abc")), 1.0)
+    drawn.handle(ev.PeerReady(node("a"), bits("........")), 1.01)
+    drawn.handle(ev.PeerReady(node("c"), bits("........")), 1.02)
+    first = waits(drawn.handle(ev.DeadlinePassed(), 1.02 + SETTLE_S))
+    assert {peer for _, peer in first.values()} == {node("c")}
+    assert drawn.next_deadline() == 1.0 + COMING_S
+    again = copy.deepcopy(drawn)
+    late = waits(drawn.handle(ev.PeerReady(node("b"), bits("........")), 1.5))
+    assert {peer for _, peer in late.values()} == {node("b")}
+    assert not set(late) & set(first)
+    instead = waits(again.handle(ev.DeadlinePassed(), 1.0 + COMING_S))
+    assert {peer for _, peer in instead.values()} == {node("a")}, "it does not come: of the root"
+    assert set(instead) < set(late)
 
 
 def test_a_waiting_request_carries_the_pin_that_is_known_or_none():
