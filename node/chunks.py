@@ -203,7 +203,8 @@ class Chunks:
         return spans
 
     def allocate(self, chunk: Chunk, start: int = 0, end: int | None = None) -> None:
-        """Take the space of a chunk, or of a part of it, now: its lack is an error, not a SIGBUS.
+        """Take the space of a chunk, or of a part of it, now, so that its lack is known before its
+        bytes come. Of a single block one write takes it, or fails.
 
         Raises:
           StoreFull: there is none.
@@ -211,7 +212,7 @@ class Chunks:
         extent = self.manifest.extent(chunk)
         end = extent.length if end is None else end
         before = self._allocated.get(chunk, (0, 0))
-        if before[0] <= start and end <= before[1]:
+        if end - start <= self.manifest.block_bytes or (before[0] <= start and end <= before[1]):
             return  # tmpfs clears what is allocated twice: a third of a transfer's CPU time
         try:
             os.posix_fallocate(self.descriptor(extent.file), extent.offset + start, end - start)

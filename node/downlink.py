@@ -134,7 +134,7 @@ class Downlink(Polled):
         if sent:
             self._send(sent, Flag.WAIT)
 
-    def _send(self, sent: list[_Asked], flags: Flag) -> None:
+    def _send(self, sent: list[_Asked], flags: int) -> None:
         frames = []
         for one in sent:
             self._asked[one.request] = one

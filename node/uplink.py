@@ -353,7 +353,7 @@ class Uplink(Polled):
         transfer.file, transfer.offset = extent.file, extent.offset + transfer.at
         transfer.left, transfer.at = size, transfer.at + size
 
-    def _passed_digests(self, transfer: _Transfer) -> tuple[bytes, Flag]:
+    def _passed_digests(self, transfer: _Transfer) -> tuple[bytes, int]:
         """Those that go ahead of the next block of an answer that waits."""
         chunk = transfer.header.chunk
         if transfer.digests is None:

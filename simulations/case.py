@@ -76,7 +76,7 @@ def bound_s(size: int, origin_mbit: float, downs: Sequence[float], ups: Sequence
 
 def default_block(chunk_bytes: int) -> int:
     """Small enough to be passed on early, and large enough to cost little."""
-    return min(chunk_bytes, MIB, max(64 * 1024, chunk_bytes // 16))
+    return min(chunk_bytes, MIB, max(32 * 1024, chunk_bytes // 16))
 
 
 def burst_bytes(mbit: float) -> int:

@@ -130,9 +130,14 @@ def test_space_is_taken_before_the_transfer_and_once(chunks, monkeypatch):
     Sink(chunks, 1, None).close()
     Sink(chunks, 1, None, (BLOCK, 2 * BLOCK)).close()
     assert taken == [(CHUNK, CHUNK)]
-    Sink(chunks, 0, None, (BLOCK, 2 * BLOCK)).close()
+    Sink(chunks, 0, None, (BLOCK, 3 * BLOCK)).close()
     Sink(chunks, 0, None).close()
-    assert taken[1:] == [(BLOCK, BLOCK), (0, CHUNK)], "a larger part is not there yet"
+    assert taken[1:] == [(BLOCK, 2 * BLOCK), (0, CHUNK)], "a larger part is not there yet"
+    taken.clear()
+    Sink(chunks, 0, None, (0, BLOCK)).close()
+    chunks.dropped(0)
+    Sink(chunks, 0, None, (BLOCK, 2 * BLOCK)).close()
+    assert taken == [], "of one block a write takes it, or fails"
 
 
 def test_space_that_was_not_there_is_asked_for_again(chunks, monkeypatch):
