@@ -1,6 +1,7 @@
 """Requests of one peer over several data connections: spread, moved once when one dies."""
 
 import socket
+from math import inf
 
 import pytest
 import trio
@@ -98,6 +99,24 @@ async def test_the_least_loaded_connection_gets_the_next_request(bench):
     before = len(bench.on(link))
     await bench.ask(5, 6)
     assert len(bench.on(link)) == before + 2
+
+
+async def test_a_peer_is_needed_while_requests_are_under_way_and_lives_if_it_answers(
+    bench, autojump_clock
+):
+    assert not bench.links.needs(PEER)
+    assert bench.links.heard_at(PEER) == -inf
+    await bench.ask(1, 2)
+    assert bench.links.needs(PEER)
+    await trio.sleep(3)
+    bench.links.ended(1)
+    assert bench.links.heard_at(PEER) == trio.current_time()
+    assert bench.links.needs(PEER)
+    await trio.sleep(3)
+    assert not bench.links.again(2) or bench.links.needs(PEER)
+    assert bench.links.heard_at(PEER) == trio.current_time() - 3, "a failure is no sign of life"
+    bench.links.ended(2)
+    assert not bench.links.needs(PEER)
 
 
 async def test_a_request_that_fails_goes_to_the_other_connection_once(bench):

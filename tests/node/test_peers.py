@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 import trio
 
+from node import peers
 from node.config import Timeouts
 from node.peers import Peers
-from p2p import connection, events, messages
+from p2p import connection, events, liveness, messages
 from p2p.connection import FrameStream
 from p2p.handshake import NONCE_BYTES
 from p2p.ids import ManifestId, NodeId
@@ -101,6 +102,45 @@ async def test_what_is_out_of_bounds_ends_the_session_and_reaches_no_swarm(said)
             heard.append(await a.event())
         expected = [events.PeerReady(B, b"\0"), events.PeerLost(B)]
         assert heard == expected[len(expected) - len(said) :]
+        await frames.aclose()
+
+
+async def met(side: Side) -> FrameStream:
+    """A session with it, played by hand as node B."""
+    host, port = side.address.rsplit(":", 1)
+    frames = FrameStream(await trio.open_tcp_stream(host, int(port)))
+    hello = messages.Hello("control", 1, 1, B, b"n" * NONCE_BYTES, MANIFEST)
+    await connection.dial(frames, b"", hello)
+    frames.unbounded()
+    await frames.send(messages.BitfieldMessage(b"\0"))
+    assert isinstance(await frames.receive(), messages.BitfieldMessage)
+    assert await side.event() == events.PeerReady(B, b"\0")
+    return frames
+
+
+async def test_who_is_asked_whether_it_lives_says_so():
+    async with sides(b"") as (a,):
+        frames = await met(a)
+        await frames.send(messages.Ping())
+        assert await frames.receive() == messages.Pong()
+        await frames.aclose()
+
+
+async def test_a_silent_peer_is_asked_stays_while_it_answers_and_is_given_up_then(monkeypatch):
+    monkeypatch.setattr(peers, "LOOK_S", 0.01)
+    monkeypatch.setattr(liveness, "QUIET_S", 0.1)
+    monkeypatch.setattr(liveness, "SILENCE_S", 0.1)
+    monkeypatch.setattr(liveness, "ANSWER_S", 3.0)
+    async with sides(b"") as (a,):
+        frames = await met(a)
+        for _ in range(3):
+            with trio.fail_after(10):
+                while await frames.receive() != messages.Ping():
+                    pass
+            await frames.send(messages.Pong())
+        with pytest.raises(trio.WouldBlock):
+            a._events.receive_nowait()
+        assert await a.event() == events.PeerLost(B)
         await frames.aclose()
 
 
