@@ -47,6 +47,13 @@ class Peer:
     told: int = 0
     """how much of our news it has heard, its bitfield included"""
     told_at: float = -inf
+    paced: bool = False
+    """its first dial has a time among those of the others"""
+
+    def to_come(self, now: float, within_s: float) -> bool:
+        """There is no session yet; it was offered no longer ago than that, and no dial failed."""
+        fresh = self.offered and not self.ready and not self.dial_attempt
+        return fresh and now < self.offered_at + within_s
 
 
 class PeerBook:
@@ -58,6 +65,7 @@ class PeerBook:
         self._peers: dict[NodeId, Peer] = {}
         self._dials: Deadlines[NodeId] = Deadlines()
         self._waits: Deadlines[NodeId] = Deadlines()
+        self._paced_until = -inf
 
     def __getitem__(self, node: NodeId) -> Peer:
         if node not in self._peers:
@@ -74,23 +82,18 @@ class PeerBook:
 
     def expected(self, now: float) -> list[Peer]:
         """Those with a session, and those that were offered and are likely to have one soon."""
-        since = now - EXPECTED_S
         return [
-            peer
-            for peer in self._peers.values()
-            if peer.ready or (peer.offered and not peer.dial_attempt and peer.offered_at > since)
+            peer for peer in self._peers.values() if peer.ready or peer.to_come(now, EXPECTED_S)
         ]
 
     def coming(self, node: NodeId, now: float) -> bool:
         """There is to be a session with it in a moment: nobody else is asked meanwhile."""
         peer = self._peers.get(node)
-        if peer is None or peer.ready or peer.dial_attempt:
-            return False
-        return peer.offered and now < peer.offered_at + COMING_S
+        return peer is not None and peer.to_come(now, COMING_S)
 
     def coming_until(self, now: float) -> float:
         """When nobody is waited for any more; infinity if nobody is now."""
-        coming = [peer for node, peer in self._peers.items() if self.coming(node, now)]
+        coming = (peer for peer in self._peers.values() if peer.to_come(now, COMING_S))
         return max((peer.offered_at + COMING_S for peer in coming), default=inf)
 
     @property
@@ -115,16 +118,19 @@ class PeerBook:
             self._dials.set(node, now if len(self._peers) <= FEW else now + LATER_S)
 
     def dial_first(self, near: Collection[NodeId], now: float) -> None:
-        """Of those never dialled yet these come at once, the others later, one by one."""
-        new = [node for node, peer in self._peers.items() if node in self._dials
-               and not peer.dial_attempt]  # fmt: skip
-        at = now
-        for node in new if len(self._peers) > FEW else ():
+        """Of those never dialled yet these come at once, the others later, one by one. What time
+        they were given stays, however often the trees are drawn meanwhile."""
+        if len(self._peers) <= FEW:
+            return
+        for node, peer in self._peers.items():
+            if node not in self._dials or peer.dial_attempt:
+                continue
             if node in near:
                 self._dials.set(node, now)
-            else:
-                at += PACE_S
-                self._dials.set(node, at)
+            elif not peer.paced:
+                peer.paced = True
+                self._paced_until = max(self._paced_until, now) + PACE_S
+                self._dials.set(node, self._paced_until)
 
     def withdraw(self, node: NodeId) -> None:
         """The tracker says that it left: it is not dialled again."""

@@ -39,7 +39,7 @@ LAB = (
     click.option("--size", default="256MiB", show_default=True, metavar="SIZE"),
     click.option("--chunk-size", default="256KiB", show_default=True, metavar="SIZE"),
     click.option("--block-size", metavar="SIZE",
-                 help="[default: a 16th of the chunk, at least 64KiB]"),
+                 help="[default: a 16th of the chunk, at least 32KiB]"),
     click.option("--workers", type=click.IntRange(0, 8), default=0, show_default=True,
                  help="Of each node; 0: one process a node, as so many share this machine."),
     click.option("--slow", default="0", show_default=True, metavar="N|PERCENT",

@@ -42,6 +42,16 @@ def test_of_many_those_that_the_trees_need_are_dialled_first_and_the_others_one_
     assert dialled(book, 0.1 + 2 * PACE_S) == rest[1:]
 
 
+def test_trees_that_are_drawn_again_and_again_put_nobody_off():
+    book, everyone = offered(FEW + 3), others(FEW + 3)
+    dialled(book, 0.0)
+    came: list[NodeId] = []
+    for turn in range(1, 12):
+        book.dial_first([], turn * PACE_S / 2)
+        came += dialled(book, turn * PACE_S / 2)
+    assert came == everyone[FEW:]
+
+
 def test_all_are_dialled_a_little_later_if_no_trees_are_drawn():
     book = offered(FEW + 1)
     dialled(book, 0.0)
