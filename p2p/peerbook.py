@@ -47,8 +47,6 @@ class Peer:
     told: int = 0
     """how much of our news it has heard, its bitfield included"""
     told_at: float = -inf
-    paced: bool = False
-    """its first dial has a time among those of the others"""
 
     def to_come(self, now: float, within_s: float) -> bool:
         """There is no session yet; it was offered no longer ago than that, and no dial failed."""
@@ -65,7 +63,6 @@ class PeerBook:
         self._peers: dict[NodeId, Peer] = {}
         self._dials: Deadlines[NodeId] = Deadlines()
         self._waits: Deadlines[NodeId] = Deadlines()
-        self._paced_until = -inf
 
     def __getitem__(self, node: NodeId) -> Peer:
         if node not in self._peers:
@@ -118,19 +115,23 @@ class PeerBook:
             self._dials.set(node, now if len(self._peers) <= FEW else now + LATER_S)
 
     def dial_first(self, near: Collection[NodeId], now: float) -> None:
-        """Of those never dialled yet these come at once, the others later, one by one. What time
-        they were given stays, however often the trees are drawn meanwhile."""
+        """Of those never dialled yet these come at once, the others later, one by one.
+
+        Their turns begin anew each time: while peers still come and the trees change, the others
+        wait. Turns that stay once they are given cost 50 nodes 2 % (1.131, 1.144, 1.151 for 1.117,
+        1.117, 1.125, 1.144).
+        """
         if len(self._peers) <= FEW:
             return
+        at = now
         for node, peer in self._peers.items():
             if node not in self._dials or peer.dial_attempt:
                 continue
             if node in near:
                 self._dials.set(node, now)
-            elif not peer.paced:
-                peer.paced = True
-                self._paced_until = max(self._paced_until, now) + PACE_S
-                self._dials.set(node, self._paced_until)
+            else:
+                at += PACE_S
+                self._dials.set(node, at)
 
     def withdraw(self, node: NodeId) -> None:
         """The tracker says that it left: it is not dialled again."""

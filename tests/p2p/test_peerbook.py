@@ -42,14 +42,14 @@ def test_of_many_those_that_the_trees_need_are_dialled_first_and_the_others_one_
     assert dialled(book, 0.1 + 2 * PACE_S) == rest[1:]
 
 
-def test_trees_that_are_drawn_again_and_again_put_nobody_off():
+def test_the_others_wait_while_peers_still_come_and_the_trees_are_drawn_again():
     book, everyone = offered(FEW + 3), others(FEW + 3)
     dialled(book, 0.0)
-    came: list[NodeId] = []
     for turn in range(1, 12):
-        book.dial_first([], turn * PACE_S / 2)
-        came += dialled(book, turn * PACE_S / 2)
-    assert came == everyone[FEW:]
+        now = turn * PACE_S / 2
+        book.dial_first([], now)
+        assert dialled(book, now) == []
+    assert dialled(book, now + PACE_S) == everyone[FEW : FEW + 1], "and then come one by one"
 
 
 def test_all_are_dialled_a_little_later_if_no_trees_are_drawn():
