@@ -24,6 +24,7 @@ from typing import Any
 from node.statemap import BODY, VERIFIED
 from simulations.bench.processes import cpu_s
 from simulations.case import Case, burst_bytes, reader_stall_s
+from simulations.memory import held_ready
 from simulations.netns import Host, Net, NetError, why_not
 from simulations.nginx import config_text, program
 from simulations.result import NodeResult, Result, origin_figures
@@ -305,7 +306,7 @@ def laid(case: Case, folder: Path) -> Iterator[tuple[Netlab, str]]:
         raise NetError(text)
     folder.chmod(0o755)  # nginx reads as another user
     digest = write_model(folder / "origin" / MODEL, case.size)
-    with Net() as net:
+    with held_ready(folder, case.nodes * case.size), Net() as net:
         yield Netlab(net, case, folder), digest
 
 

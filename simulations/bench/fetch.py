@@ -41,11 +41,11 @@ from simulations.bench.processes import (
     show_machine,
     show_ratio,
     timed,
-    touch_memory,
     tracker,
     write_json,
     write_random,
 )
+from simulations.memory import touch_memory
 from simulations.nginx import Nginx, serving
 
 BUCKET, KEY = "bucket", "model.bin"

@@ -45,12 +45,12 @@ from simulations.bench.processes import (
     show_ratio,
     started,
     timed,
-    touch_memory,
     tracker,
     wait_for,
     write_json,
     write_random,
 )
+from simulations.memory import touch_memory
 from simulations.nginx import Nginx, serving
 
 BUCKET, KEY, SMALL_KEY = "bucket", "model.bin", "small.bin"  # curl's bucket in `fetch`

@@ -144,19 +144,6 @@ def write_random(path: Path, size: int) -> None:
             stream.write(os.urandom(min(STEP, size - at)))
 
 
-def touch_memory(folder: Path, size: int) -> None:
-    """Let the pages that the next copy takes be pages that were in use a moment ago.
-
-    A virtual machine's free memory may be back with its host, and what is not there is slow to
-    touch: up to half of a transfer's CPU time, and by chance.
-    """
-    path, step = folder / "touched", bytes(MIB)
-    with path.open("wb", buffering=0) as stream:
-        for at in range(0, size, MIB):
-            stream.write(step[: min(MIB, size - at)])
-    path.unlink()
-
-
 def compare(name: str, source: Path, copy: Path) -> None:
     """Every byte.
 
