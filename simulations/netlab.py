@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -168,6 +169,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _says(log: Path, text: str) -> bool:
+    return log.exists() and text in log.read_text()
+
+
 class Run:
     """One run of our own programs in a lab."""
 
@@ -198,15 +203,12 @@ class Run:
         lab, case = self._lab, self._case
         nginx = lab.start_origin(lab.folder / "origin")
         sent = lab.start_sampler()
-        log = lab.folder / "tracker.log"
-        together = str(1 if case.stagger_s else case.nodes)
-        tracker = lab.python(
-            lab.tracker, log, "-m", "tracker", "serve", "--listen", TRACKER, "--http", "off",
-            "--start-with", together,
-        )  # fmt: skip
-        wait_for(lambda: log.exists() and "tracker: nodes" in log.read_text(), "the tracker",
-                 tracker, log)  # fmt: skip
         try:
+            if case.stagger_s:
+                tracker = self._start_tracker(1)
+            else:
+                self._start_nodes()
+                tracker = self._start_tracker(case.nodes)
             self._watch(time.monotonic())
         finally:
             for node in self._nodes:
@@ -214,10 +216,30 @@ class Run:
         servers = cpu_s(tracker.pid), cpu_s(nginx.pid)
         return self._result(sent, *servers)
 
+    def _start_nodes(self) -> None:
+        """All of them, until each one has said that it is ready: all share the cores here, and a
+        program's start is not to be in the way of those that have begun."""
+        for node in self._nodes:
+            self._start_node(node)
+        for node in self._nodes:
+            log = node.folder / "log"
+            ready = partial(_says, log, "peers at")
+            wait_for(ready, f"n{node.number}", node.process, log)
+
+    def _start_tracker(self, together: int) -> "Popen[bytes]":
+        lab, log = self._lab, self._lab.folder / "tracker.log"
+        tracker = lab.python(
+            lab.tracker, log, "-m", "tracker", "serve", "--listen", TRACKER, "--http", "off",
+            "--start-with", str(together),
+        )  # fmt: skip
+        wait_for(partial(_says, log, "tracker: nodes"), "the tracker", tracker, log)
+        return tracker
+
     def _watch(self, begin: float) -> None:
         """Start every node in its turn and sample it until its end; kill the victims when their
         time has come."""
-        case, waiting, running = self._case, list(self._nodes), list[_Node]()
+        case, running = self._case, [node for node in self._nodes if node.process is not None]
+        waiting = [node for node in self._nodes if node.process is None]
         step_s = case.stagger_s / max(1, case.nodes - 1)
         end = begin + READY_S + case.stagger_s + case.bound_s * PATIENCE
         started = False
