@@ -245,7 +245,7 @@ class Daemon:
         swarm = Swarm(
             manifest, self.node, store.held, dict(store.suspects), dict(store.pins),
             self.rng, limits_for(config.connections * self.pool.count, len(config.source_ips)),
-            holding,
+            holding, begun=bool(self.view.started_at),
         )  # fmt: skip
         links = Links(
             self.pool, self.peers.dial_data, self.peers.pairs, self._feed, self.nursery,
@@ -347,9 +347,10 @@ class Daemon:
             case messages.Holders():
                 self._holders(message)
             case messages.Leases(chunks, started_at):
+                begins = started_at and not self.view.started_at
                 self.view.started_at = started_at or self.view.started_at
                 self.allowances.leased(message, trio.current_time())
-                if chunks:
+                if chunks or begins:
                     self._feed(events.LeasesGranted(tuple(chunks)))
                 if message.elsewhere:
                     self._feed(events.FetchedElsewhere(tuple(message.elsewhere)))

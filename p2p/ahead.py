@@ -20,6 +20,7 @@ GRACE_CHUNKS = 96  # a chunk may begin so many chunks' time later than it came a
 ENDING_CHUNKS = 12  # and only so many when no other is to come
 GRACE_USUAL = 4.0  # and so many times as late as chunks usually are
 GRACE_LEAST_S, GRACE_MOST_S = 0.1, 6.0
+FIRST_S, FIRST_GRACE_S = 3.0, 2.0  # so long after a start nobody knows how late chunks usually are
 STUCK_S = 2.0  # and what has begun may take so long to come
 
 
@@ -55,6 +56,7 @@ class Ahead:
         self._late_s = Average(weight=0.1)
         """from being announced elsewhere to coming here by itself"""
         self._came_at = inf
+        self._patient_until = -inf
 
     def __len__(self) -> int:
         return len(self._by_chunk)
@@ -75,6 +77,12 @@ class Ahead:
         settled_at = max(now, self._offered_at + SETTLE_S) if last else now + SETTLE_S
         self._settled_at = min(settled_at, self._unsettled_at + SETTLE_MOST_S)
 
+    def begin(self, now: float) -> None:
+        """All who begin together are there: nobody else is waited for."""
+        self._patient_until = now + FIRST_S
+        if self._settled_at < inf:
+            self._settled_at = now
+
     def settled(self, now: float) -> bool:
         """The trees are to be drawn again."""
         return self._settled_at <= now
@@ -89,8 +97,13 @@ class Ahead:
 
     @property
     def near(self) -> frozenset[NodeId]:
-        """The nodes with whom this one exchanges chunks."""
+        """The nodes with whom this one exchanges chunks all the time."""
         return self._trees.near if self._trees is not None else frozenset()
+
+    @property
+    def roots(self) -> frozenset[NodeId]:
+        """And those with whom it does at times."""
+        return self._trees.roots if self._trees is not None else frozenset()
 
     def root(self, chunk: Chunk) -> NodeId | None:
         """The root of the chunk's tree; None: it is this node, or there are no trees."""
@@ -186,7 +199,8 @@ class Ahead:
     def heard(self, chunk: Chunk, now: float) -> None:
         """A peer announces the chunk."""
         if chunk in self._by_chunk and chunk not in self._heard:
-            self._due[chunk] = now + self.grace_s
+            first_s = FIRST_GRACE_S if now < self._patient_until else 0.0
+            self._due[chunk] = now + max(self.grace_s, first_s)
             self._heard[chunk] = now
 
     def expire(self, now: float) -> list[Waiting]:

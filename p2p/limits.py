@@ -22,11 +22,13 @@ class Limits:
     """chunks hashed at once after a restart"""
     ahead: int = 256
     """and so many wait at peers: they come as they come there"""
-    ahead_first: int = 64
-    """while nothing is here, and four more with each chunk: peers come one by one, the trees change
-    each time, and what waits is asked anew (1,800 requests of each of 50 nodes, 900 so)"""
+    ahead_first: int = 24
+    """while nothing is here, and four more with each chunk: in the first second 50 nodes have
+    better things to do than to ask for what comes in the fourth"""
     ahead_batch: int = 16
     """so many come before more are asked"""
+    ahead_batch_first: int = 4
+    """and so many while little is here"""
     have_batch: int = 4
     """peers hear of so many chunks together: each alone would wake 50 nodes 50 times"""
     have_delay_s: float = 1.0

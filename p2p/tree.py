@@ -65,7 +65,8 @@ class Trees:
         self._stride = stride(self.count)
         self._roots: list[NodeId] = []
         self._above: list[tuple[NodeId, ...]] = []
-        near: set[NodeId] = set()
+        self._tops: list[list[NodeId]] = []
+        near, owners = set[NodeId](), set[NodeId]()
         for tree in range(self.count):
             order = _order(nodes, tree, self.count)
             place, above = order.index(me), []
@@ -74,11 +75,14 @@ class Trees:
                 above.append(order[place])
             self._roots.append(order[0])
             self._above.append(tuple(above))
+            self._tops.append(order[: 1 + arity])
             below = arity * order.index(me) + 1
             near.update(above[:1], order[below : below + arity])
-            near.update([order[0]] if above else nodes)
+            owners.update([order[0]] if above else nodes)
         self.near = frozenset(near - {me})
-        """with whom chunks are exchanged: parents, children, all roots; of a root: everybody"""
+        """with whom chunks are exchanged all the time: parents and children"""
+        self.roots = frozenset(owners - near - {me})
+        """with whom they are when one of the two fetched them: all roots; of a root: everybody"""
 
     def _tree(self, chunk: Chunk) -> int:
         """Another tree for the next chunk, begun half the ring further: a node has children in the
@@ -91,6 +95,10 @@ class Trees:
     def root(self, chunk: Chunk) -> NodeId:
         """The node that the chunk's owner gives it to first."""
         return self._roots[self._tree(chunk)]
+
+    def top(self, chunk: Chunk) -> list[NodeId]:
+        """The root and its children."""
+        return self._tops[self._tree(chunk)]
 
     def above(self, chunk: Chunk) -> tuple[NodeId, ...]:
         """The parent, its parent, and so on up to the root; none if this node is it."""

@@ -22,8 +22,10 @@ from p2p.seal import Broken
 from tracker.allowances import Allowances
 from tracker.assignment import Roster
 from tracker.budget import Budget
+from tracker.introductions import Introductions
 from tracker.leases import Leases
 from tracker.member import Node
+from tracker.owners import Owners
 from tracker.pace import Pace, beginning
 from tracker.sealing import Sealing
 from tracker.wanting import Wanting
@@ -85,6 +87,8 @@ class Model:
         self._pace = Pace()
         self._came = 0
         """chunks that leases brought"""
+        self._introductions = Introductions()
+        self._owners = Owners()
         self._wanting = Wanting(rng)
         self._allowances = Allowances(budget or Budget(), name)
         self.gone_origin_bytes = 0
@@ -182,6 +186,7 @@ class Model:
                 self._be_hungry(node_id, now)
         if self._recount_at <= now:
             self._recount()
+        self._introduce(now)
         if self.sealing is not None and self.leases is not None and self.sealing.ask_at <= now:
             holders = {n.node: n.bits for n in self._current() if n.bits is not None}
             self._out += self.sealing.ask(holders, self.leases.is_fetched, now)
@@ -193,6 +198,7 @@ class Model:
         return min(
             self._expiry.next(),
             self._recount_at,
+            self._introductions.at,
             self._allowances.at,
             self._listing_until if self._listing else inf,
             self.sealing.ask_at if self.sealing else inf,
@@ -256,6 +262,7 @@ class Model:
             node.outdated, node.bits = True, None
             self._expiry.discard(node.node)
             self._roster.retire(node.node)
+            self._introductions.forget(node.node)
         self._adopt(manifest, True)
         for node in told:
             self._send_joined(node)
@@ -313,9 +320,10 @@ class Model:
         for chunk, received in zip(message.fetching, message.received, strict=True):
             self.leases.progress(node.node, chunk, received, now)
         if first:
-            self._welcome(node)
+            self._welcome(node, now)
         elif self._roster.lonely(node.node):
-            self._introduce(node.node)
+            self._introductions.add(node.node, self._roster.meet(node.node), now)
+            self._introduce(now)
         if self.sealing is not None and (first or message.bitfield):
             self.sealing.look_soon(now)
         self._be_hungry(node.node, now)
@@ -358,10 +366,13 @@ class Model:
             node.bits.discard(chunk)
         self._recount_at = min(self._recount_at, now + LOST_GRACE_S)
 
-    def _welcome(self, node: Node) -> None:
+    def _welcome(self, node: Node, now: float) -> None:
         self._seen[node.node] = None
         self._send_pins(node.node, sorted(self.pins))
-        self._introduce(node.node)
+        self._introductions.add(node.node, self._roster.meet(node.node), now)
+        if len(self._seen) == self._start_with:
+            self._introductions.hurry(now)
+        self._introduce(now)
         self._allowances.came(node.node)
         if self.started_at:
             self._out.append((node.node, m.Leases([], self.started_at)))
@@ -370,14 +381,10 @@ class Model:
         for broken in self.sealing.seal.broken.values():
             self._out.append((node.node, m.SealBroken(broken.file, broken.stored, broken.read)))
 
-    def _introduce(self, node_id: NodeId) -> None:
-        addresses = list(self.nodes[node_id].join.addresses)
-        met = self._roster.meet(node_id)
-        if met:
-            theirs = [list(self.nodes[other].join.addresses) for other in met]
-            self._out.append((node_id, m.Peers([*met], theirs)))
-        for other in met:
-            self._out.append((other, m.Peers([node_id], [addresses])))
+    def _introduce(self, now: float) -> None:
+        for node_id, others in self._introductions.take(now).items():
+            addresses = [list(self.nodes[other].join.addresses) for other in others]
+            self._out.append((node_id, m.Peers([*others], addresses)))
 
     def _send_sealed(self, node: Node, files: list[int]) -> None:
         for start in range(0, len(files), m.MAX_BATCH):
@@ -498,12 +505,8 @@ class Model:
         while len(self._seen) >= self._start_with and (
             self._hungry and leases.in_flight < limit and (chunk := leases.next_queued) is not None
         ):
-            node_id = next(iter(self._hungry))
-            node = self.nodes.get(node_id)
-            if (
-                node is None or node.leaving or node.bits is None or node.barred_until > now
-                or leases.count(node_id) >= node.wanted
-            ):  # fmt: skip
+            node_id = self._next_owner(chunk, leases, now)
+            if not self._has_room(node_id, leases, now):
                 del self._hungry[node_id]
                 continue
             if not self._allowances.take(*self._allowances.needs(self.manifest, [chunk]), now):
@@ -521,6 +524,18 @@ class Model:
         for node_id, chunks in granted.items():
             needs = self._allowances.needs(self.manifest, chunks) if limited else (0, 0)
             self._out.append((node_id, m.Leases(chunks, self.started_at, limited, *needs)))
+
+    def _has_room(self, node_id: NodeId, leases: Leases, now: float) -> bool:
+        node = self.nodes.get(node_id)
+        if node is None or node.leaving or node.bits is None or node.barred_until > now:
+            return False
+        return leases.count(node_id) < node.wanted
+
+    def _next_owner(self, chunk: Chunk, leases: Leases, now: float) -> NodeId:
+        for node_id in self._owners.first(chunk, self.nodes, self._came):
+            if node_id in self._hungry and self._has_room(node_id, leases, now):
+                return node_id
+        return next(iter(self._hungry))
 
     def _serve_readers(
         self, leases: Leases, manifest: Manifest, limit: int, now: float
@@ -589,6 +604,7 @@ class Model:
             self.leases.release(node_id)
             if node.bits is not None and len(node.bits):
                 self._recount_at = min(self._recount_at, now + LOST_GRACE_S)
+        self._introductions.forget(node_id)
         for other in self._roster.leave(node_id):
             self._out.append((other, m.PeersGone([node_id])))
         if self._listing == node_id:

@@ -13,7 +13,7 @@ raised as long as more leases bring more bytes:
 from math import ceil, inf
 
 LEAST = 10  # what keeps one origin's link busy while each lease changes hands
-PER_NODE = 0.25
+PER_NODE = 0.2
 FIRST, FIRST_PER_NODE = 4, 0.0625  # at the very beginning
 STEP = 1.5
 WORTH = 1.2  # of what half as many more could bring, two fifths are enough
