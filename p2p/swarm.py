@@ -509,6 +509,9 @@ class Swarm:
             if parent is not None:
                 places.append((chunk, parent))
         self._wait_at(places)
+        for chunk, _ in places:
+            if self._picker.is_held_by_any(chunk):
+                self._ahead.heard(chunk, self._now)
 
     @property
     def _young(self) -> bool:
@@ -531,8 +534,6 @@ class Swarm:
         for chunk, peer in places:
             request = self._new_request()
             self._ahead.add(Waiting(request, peer, chunk))
-            if self._picker.is_held_by_any(chunk):
-                self._ahead.heard(chunk, self._now)
             self._picker.met(peer)
             asks.setdefault(peer, []).append((request, chunk, self.pins.get(chunk, b"")))
         self._out += [ev.AskAhead(peer, tuple(some)) for peer, some in asks.items()]

@@ -102,28 +102,33 @@ def test_who_is_about_to_come_is_waited_for_and_nobody_further_up_is_asked():
     assert ahead.parent(three, but(F), lambda node: node == F) == D, "it would refuse"
 
 
-def test_near_are_parents_children_and_roots_and_to_a_root_everybody_is():
+def test_near_are_parents_and_children_and_then_come_the_roots_and_to_a_root_everybody():
     nodes = [NodeId(bytes([n]) * 16) for n in range(50)]
-    near = {}
+    near, then = {}, {}
     for me in nodes:
         ahead = Ahead(me)
+        assert ahead.near == ahead.roots == frozenset()
         ahead.draw(nodes)
-        near[me] = ahead.near
+        near[me], then[me] = ahead.near, ahead.roots
     trees = Trees(nodes[0], nodes)
     roots = {trees.root(Chunk(chunk)) for chunk in range(9)}
     assert len(roots) == 3
     for me in nodes:
-        assert me not in near[me]
+        assert me not in near[me] | then[me]
+        assert not near[me] & then[me]
         for other in near[me]:
             assert me in near[other], "both know it"
+        for other in then[me]:
+            assert me in then[other], "both know it"
         for chunk in range(3):
             parent = Trees(me, nodes).above(Chunk(chunk))[:1]
             assert set(parent) <= near[me]
+        assert len(near[me]) <= 8
         if me in roots:
-            assert len(near[me]) == 49
+            assert len(near[me] | then[me]) == 49
         else:
-            assert roots <= near[me]
-            assert len(near[me]) <= 10
+            assert roots <= near[me] | then[me]
+            assert then[me] <= roots
 
 
 def test_a_request_is_found_by_chunk_number_and_peer_until_it_is_taken():

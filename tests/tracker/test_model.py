@@ -13,6 +13,7 @@ from p2p.errors import ManifestError, RemoteProtocolError
 from p2p.ids import NodeId
 from p2p.manifest import File, Manifest
 from tracker.assignment import FEW
+from tracker.introductions import EVERY_S
 from tracker.model import EXPIRY_S, FATAL_S, LISTING_S, LOST_GRACE_S, SETTLE_S, Model
 from tracker.view import model_status
 
@@ -369,16 +370,16 @@ def test_who_has_lost_its_peers_meets_others_with_its_next_announce():
     nodes = [NodeId(number.to_bytes(16, "big")) for number in range(200)]
     tracked = listed(1, *nodes)
     met: set[NodeId] = set()
-    for node in nodes:
-        sends = tracked.handle(node, announce(wanted=0), 0.0)
+    for number, node in enumerate(nodes):
+        sends = tracked.handle(node, announce(wanted=0), number * EVERY_S)
         met = {NodeId(x) for peers in sent(sends, m.Peers, node) for x in peers.nodes}
-    last = nodes[-1]
+    last, now = nodes[-1], len(nodes) * EVERY_S
     assert len(met) == FEW
-    assert not sent(tracked.handle(last, announce(wanted=0), 0.5), m.Peers)
+    assert not sent(tracked.handle(last, announce(wanted=0), now), m.Peers)
     gone = sorted(met)[: FEW // 2]
     for node in gone:
-        assert (last, m.PeersGone([node])) in tracked.gone(node, 0.6)
-    sends = tracked.handle(last, announce(wanted=0), 1.0)
+        assert (last, m.PeersGone([node])) in tracked.gone(node, now + 0.1)
+    sends = tracked.handle(last, announce(wanted=0), now + 0.2)
     (peers,) = sent(sends, m.Peers, last)
     assert len(peers.nodes) == len(peers.addresses) == len(gone)
     assert not met & set(peers.nodes)
