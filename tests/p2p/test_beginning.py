@@ -88,22 +88,13 @@ def test_it_is_pulled_at_once_by_who_did_not_begin_with_the_others():
     assert [ask.chunk for ask in of(ev.Ask, drawn.handle(news, 1.1))] == [chunk]
 
 
-def test_what_most_hold_is_pulled():
-    drawn, _ = begun("a", "c")
-    chunk = below(drawn, "b")[0]
-    news = ((chunk, pin(chunk)),)
-    drawn.handle(ev.PeerHas(node("a"), news), 1.1)
-    assert [ask.chunk for ask in of(ev.Ask, drawn.handle(ev.PeerHas(node("c"), news), 1.1))] == [
-        chunk
-    ]
-
-
-def test_what_the_parent_holds_already_is_pulled():
+def test_what_the_parent_holds_already_is_asked_of_it():
     drawn, _ = begun("a", "c")
     chunk = below(drawn, "b")[0]
     row = "".join("#" if one == chunk else "." for one in range(CHUNKS))
     commands = drawn.handle(ev.PeerReady(node("b"), bits(row)), 1.2)
-    assert [(ask.chunk, ask.peer) for ask in of(ev.Ask, commands)] == [(chunk, node("b"))]
+    assert of(ev.Ask, commands) == []
+    assert waits(commands)[chunk][1] == node("b")
 
 
 @pytest.mark.parametrize(
