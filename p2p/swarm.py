@@ -519,7 +519,7 @@ class Swarm:
         return self._together and self._begun and len(self.held) < self._limits.window
 
     def _comes_down(self, chunk: Chunk) -> bool:
-        """A parent is there, or is about to come: whoever pulls it instead burdens the few that have
+        """A parent is there, or is about to come: whoever pulls it instead burdens the few who have
         it, and the trees wait (570 of the first 800 copies in a swarm of 50 nodes)."""
         coming = partial(self._book.coming, now=self._now)
         return self._ahead.parent(chunk, lambda one: self._able(one) or coming(one)) is not None
