@@ -7,6 +7,7 @@ that have a machine each write into memory that their machine has.
 """
 
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,50 +15,40 @@ from pathlib import Path
 
 from p2p.units import MIB
 
-AHEAD = 512 * MIB  # free ahead of the writers; what is free in excess may go back to the host
+AHEAD = 512 * MIB  # free ahead of the writers
+WAITING = 1024 * MIB  # may be free and stay (Linux 6.18 here): first that is taken, or as much of
+# what is freed later would go back to the host at once
 STEP = 32 * MIB
 LOOK_S = 0.05
-
-
-def _fill(path: Path, size: int) -> None:
-    step = bytes(MIB)
-    with path.open("wb", buffering=0) as stream:
-        for at in range(0, size, MIB):
-            stream.write(step[: min(MIB, size - at)])
-
-
-def touch_memory(folder: Path, size: int) -> None:
-    """Let the pages that the next copy takes be pages that were in use a moment ago."""
-    path = folder / "touched"
-    _fill(path, size)
-    path.unlink()
 
 
 class _Reserve:
     """A file in tmpfs that shrinks as others write there, so that together they stay as large."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        self._path, self._size = folder / "reserve", size
-        before = self._used()
-        _fill(self._path, size)
-        self._left = size
-        self._most = before + size - AHEAD
+        size += WAITING
+        self._folder, self._left = folder, size
+        self._most = self._used() + size - AHEAD
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        step = bytes(MIB)
+        for at in range(0, size, MIB):
+            self._file.write(step[: min(MIB, size - at)])
         self.shrink()
 
     def _used(self) -> int:
-        there = os.statvfs(self._path.parent)
+        there = os.statvfs(self._folder)
         return (there.f_blocks - there.f_bfree) * there.f_frsize
 
     def shrink(self) -> None:
-        """Give up what was written by others since, in steps."""
+        """Give up as much as others have written since, in steps."""
         left = max(0, self._left - max(0, self._used() - self._most))
         if self._left - left >= STEP or (self._left and not left):
-            os.truncate(self._path, left)
+            self._file.truncate(left)
             self._left = left
 
     def close(self) -> None:
         """Give up the rest."""
-        self._path.unlink(missing_ok=True)
+        self._file.close()
 
 
 @contextmanager

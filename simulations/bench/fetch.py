@@ -2,7 +2,7 @@
 
 In each round every program reads the same random bytes from the same nginx on loopback, tmpfs to
 tmpfs, into a fresh folder; every byte is compared afterwards. The first round is not counted, and
-before each run the memory for the copy is touched (`touch_memory`).
+the memory for the copy is held ready (`simulations.memory`).
 
 CPU time is `os.wait4`'s: of the process and of all children that it waited for, so a node's workers
 are in it (which `with_report` checks against the node's own report). Seconds are of the
@@ -45,7 +45,7 @@ from simulations.bench.processes import (
     write_json,
     write_random,
 )
-from simulations.memory import touch_memory
+from simulations.memory import held_ready
 from simulations.nginx import Nginx, serving
 
 BUCKET, KEY = "bucket", "model.bin"
@@ -155,13 +155,13 @@ class Comparison:
         for name in self.runs:
             to = self._folder / "copy"
             to.mkdir()
-            touch_memory(to, self._size)
-            before = nginx.cpu_s()
             try:
-                run = self._one(name, nginx.url, to)
+                with held_ready(self._folder, self._size):
+                    before = nginx.cpu_s()
+                    run = self._one(name, nginx.url, to)
+                    run = replace(run, nginx_s=nginx.cpu_s() - before)
             finally:
                 shutil.rmtree(to)
-            run = replace(run, nginx_s=nginx.cpu_s() - before)
             if counted:
                 self.runs[name].append(run)
             per_gb = self._size / GB

@@ -50,7 +50,7 @@ from simulations.bench.processes import (
     write_json,
     write_random,
 )
-from simulations.memory import touch_memory
+from simulations.memory import held_ready
 from simulations.nginx import Nginx, serving
 
 BUCKET, KEY, SMALL_KEY = "bucket", "model.bin", "small.bin"  # curl's bucket in `fetch`
@@ -118,12 +118,13 @@ def download(
       SystemExit: a byte is wrong, or came from elsewhere.
     """
     command = [*node_command(address, source, to, workers), "--until-complete", "--linger", "0"]
-    touch_memory(to, source.stat().st_size)
-    before = cpu_s(pid)
-    usage = timed(OURS, command, source.stat().st_size)
-    served_s = cpu_s(pid) - before
+    size = source.stat().st_size
+    with held_ready(to, size):
+        before = cpu_s(pid)
+        usage = timed(OURS, command, size)
+        served_s = cpu_s(pid) - before
     report: dict[str, Any] = json.loads((to / "report.json").read_text())
-    if report["origin_bytes"] or report["peer_bytes"] != source.stat().st_size:
+    if report["origin_bytes"] or report["peer_bytes"] != size:
         raise SystemExit(f"not everything came from the seeder: {report}")
     compare(OURS, source, to / "model" / source.name)
     return usage, served_s, report["seconds"]
@@ -205,12 +206,12 @@ class Comparison:
         found = []
         for source in self._sources:
             with self._copy() as to:
-                touch_memory(to, source.stat().st_size)
-                before = nginx.cpu_s()
                 url = f"{nginx.url}/{BUCKET}/{source.name}"
                 command = [*self._curl(nginx.url, to)[:-1], url]
-                usage = timed(CURL, command, self._size)
-                found.append((usage, nginx.cpu_s() - before))
+                with held_ready(to, source.stat().st_size):
+                    before = nginx.cpu_s()
+                    usage = timed(CURL, command, self._size)
+                    found.append((usage, nginx.cpu_s() - before))
                 compare(CURL, source, to / KEY)
         (usage, served_s), (small, _) = found
         return Transfer(usage, served_s, small.cpu_s)
