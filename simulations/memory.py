@@ -7,6 +7,7 @@ that have a machine each write into memory that their machine has.
 """
 
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -18,15 +19,23 @@ from p2p.units import MIB
 AHEAD = 512 * MIB  # free ahead of the writers
 WAITING = 1024 * MIB  # may be free and stay (Linux 6.18 here): first that is taken, or as much of
 # what is freed later would go back to the host at once
+SPARE = 256 * MIB  # is left to others, where there is not much
 STEP = 32 * MIB
 LOOK_S = 0.05
+
+
+def room_bytes(folder: Path) -> int:
+    """What a tmpfs can still take: neither it nor the memory is full."""
+    meminfo = Path("/proc/meminfo").read_text()
+    memory = int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024
+    return min(shutil.disk_usage(folder).free, memory)
 
 
 class _Reserve:
     """A file in tmpfs that shrinks as others write there, so that together they stay as large."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        size += WAITING
+        size = min(size + WAITING, max(0, room_bytes(folder) - SPARE))
         self._folder, self._left = folder, size
         self._most = self._used() + size - AHEAD
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import select
-import shutil
 import signal
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from p2p.errors import UsageError
 from p2p.units import MIB, format_size, parse_size
+from simulations.memory import SPARE, room_bytes
 
 console = Console()
 
@@ -179,10 +179,8 @@ def check_space(size: int, copies: int = 2) -> None:
     """
     if not os.access(TMPFS, os.W_OK):
         raise SystemExit(f"{TMPFS} cannot be written: this bench needs tmpfs there")
-    meminfo = Path("/proc/meminfo").read_text()
-    memory = int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024
-    there = min(shutil.disk_usage(TMPFS).free, memory)
-    if there < copies * size + 256 * MIB:
+    there = room_bytes(TMPFS)
+    if there < copies * size + SPARE:
         raise SystemExit(
             f"{TMPFS} must hold the file {copies} times, {format_size(copies * size)}, and has "
             f"{format_size(there)}: give a smaller --size"
