@@ -92,8 +92,15 @@ def test_nodes_that_come_together_are_told_of_each_other_together():
     assert tracked.next_deadline() == EVERY_S
     sends = tracked.tick(EVERY_S)
     assert (heard(sends, A), heard(sends, C)) == ([C, D], [A, B, D])
-    tracked.gone(C, 0.2)
-    assert heard(tracked.tick(9.0), A) == []
+    assert heard(tracked.tick(9.0), A) == [], "once"
+
+
+def test_who_goes_before_its_turn_is_told_of_to_nobody():
+    tracked = listed(1, [A, B, C])
+    for other in (A, B, C):
+        tracked.handle(other, announce(), 0.0)
+    tracked.gone(C, 0.05)
+    assert tracked.tick(EVERY_S) == []
 
 
 def test_all_who_are_to_begin_together_meet_before_the_first_lease():
