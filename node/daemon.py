@@ -102,7 +102,7 @@ class Daemon:
         self.view = View(config, self.node, self.pool, self.peers, self.tracker, past)
         self.report = self.view.report
         self.manifest: Manifest | None = None
-        self.confirmed = False
+        self.confirmed = self._waiting = False
         self.store: ChunkStore | None = None
         self.download: Download | None = None
         self.model_dir: ModelDir | None = None
@@ -245,7 +245,7 @@ class Daemon:
         swarm = Swarm(
             manifest, self.node, store.held, dict(store.suspects), dict(store.pins),
             self.rng, limits_for(config.connections * self.pool.count, len(config.source_ips)),
-            holding, begun=bool(self.view.started_at),
+            holding, begun=not self._waiting,
         )  # fmt: skip
         links = Links(
             self.pool, self.peers.dial_data, self.peers.pairs, self._feed, self.nursery,
@@ -347,7 +347,8 @@ class Daemon:
             case messages.Holders():
                 self._holders(message)
             case messages.Leases(chunks, started_at):
-                begins = started_at and not self.view.started_at
+                if begins := self._waiting and started_at > 0:
+                    self._waiting = False
                 self.view.started_at = started_at or self.view.started_at
                 self.allowances.leased(message, trio.current_time())
                 if chunks or begins:
@@ -374,6 +375,7 @@ class Daemon:
         if self.report.joined_at is None:
             self.report.joined_at = time.time()
         self.confirmed = self.confirmed or message.confirmed
+        self._waiting = message.waiting
         if self.manifest is None:
             known = [m for m in self.cache.manifests() if m.id == message.manifest_id]
             manifest = Manifest.decode(message.manifest) if message.manifest else known[0]

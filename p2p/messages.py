@@ -308,7 +308,8 @@ class Joined(Message):
     `confirmed` says that the origin still has this revision (or that it cannot be reached while
     the swarm holds everything). Answered with `Announce`. It comes a second time, with another
     manifest, when the swarm moves on: the objects changed (and a node asked to follow), or a file
-    did not match the store's checksum and is begun anew.
+    did not match the store's checksum and is begun anew. `waiting`: no lease is granted before more
+    nodes have joined (`tracker serve --start-with`).
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -316,6 +317,7 @@ class Joined(Message):
     manifest_id: Hash
     manifest: Blob
     confirmed: bool
+    waiting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

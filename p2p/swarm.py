@@ -418,7 +418,9 @@ class Swarm:
         soon = self._askable(self.reading.soon())
         wanted = [c for c in self._askable(self._prefetched()) if self._ahead.free(c)]
         if self._young:
-            wanted = [c for c in wanted if c in self._ahead or not self._comes_down(c)]
+            left = {c for c in wanted if c not in self._ahead and self._comes_down(c)}
+            if left:  # nothing else would see to them
+                wanted, self._ask_ahead_in = [c for c in wanted if c not in left], 0
         unpinned = [chunk for chunk in (*soon, *wanted) if chunk not in self.pins]
         if unpinned:
             wanted = [chunk for chunk in wanted if chunk in self.pins]
@@ -798,6 +800,7 @@ class Swarm:
             self._space_at = None
         for node in self._book.woken(now):
             self._picker.set_ready(node, True)
+            self._ask_ahead_in = 0
         if self._ending:
             self._ahead.ending(now)
         self._recall(self._ahead.expire(now))

@@ -289,7 +289,9 @@ class Model:
         data = self.manifest.encode()
         # who runs with another revision decides by its text whether to follow
         sent = b"" if node.join.manifest == data and not node.outdated else data
-        self._out.append((node.node, m.Joined(self.name, self.manifest.id, sent, self.confirmed)))
+        waiting = self._start_with > 1 and len(self._seen) < self._start_with
+        joined = m.Joined(self.name, self.manifest.id, sent, self.confirmed, waiting)
+        self._out.append((node.node, joined))
 
     # -- announces --------------------------------------------------------------------------------
 

@@ -122,3 +122,25 @@ def test_a_root_hears_what_is_coming_when_its_session_comes_after_the_lease():
     drawn.handle(ev.ChunkVerified(chunk, Source.ORIGIN, pin(chunk)), 1.3)
     again = drawn.handle(ev.PeerReady(node("a"), bits(NONE)), 1.4)
     assert of(ev.SendComing, again) == []
+
+
+def asked_until(drawn: Swarm, wanted: set[int], now: float, end: float) -> set[int]:
+    """Which of these chunks are under way, or were asked for, by the end."""
+    found = set[int]()
+    while not wanted <= found and (now := max(now, drawn.next_deadline())) < end:
+        commands = drawn.handle(ev.DeadlinePassed(), now)
+        found |= waits(commands).keys() | {ask.chunk for ask in of(ev.Ask, commands)}
+        found |= {chunk for chunk in wanted if Chunk(chunk) in drawn._ahead}
+        found |= {ask.chunk for ask, _ in drawn._asks.values()}
+    return found & wanted
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_what_failed_at_parents_is_asked_again_when_they_rest_no_more(announced):
+    """Though little or nothing has come since."""
+    drawn, asked = begun("a", "b", "c")
+    for request, _ in asked.values():
+        drawn.handle(ev.AskFailed(request, "the connection ended"), 1.1)
+    if announced:
+        drawn.handle(ev.PeerHas(node("a"), tuple((chunk, pin(chunk)) for chunk in asked)), 1.15)
+    assert asked_until(drawn, set(asked), 1.2, 20.0) == asked.keys()
