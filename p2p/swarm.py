@@ -503,9 +503,7 @@ class Swarm:
         places: list[tuple[Chunk, NodeId]] = []
         window = min(limits.ahead, limits.ahead_first + 4 * len(self.held))
         for chunk in self._picker.window(window):
-            if chunk in self._ahead:
-                continue
-            if self._picker.is_held_by_any(chunk) and not (young and self._comes_down(chunk)):
+            if chunk in self._ahead or (not young and self._picker.is_held_by_any(chunk)):
                 continue
             parent = self._parent(chunk)
             if parent is not None:

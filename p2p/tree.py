@@ -63,7 +63,6 @@ class Trees:
         arity = arity or (ARITY if count <= ROTATIONS else ARITY_LARGE)
         self.count = count if count <= ROTATIONS else arity
         self._stride = stride(self.count)
-        self._roots: list[NodeId] = []
         self._above: list[tuple[NodeId, ...]] = []
         self._tops: list[list[NodeId]] = []
         near, owners = set[NodeId](), set[NodeId]()
@@ -73,7 +72,6 @@ class Trees:
             while place:
                 place = (place - 1) // arity
                 above.append(order[place])
-            self._roots.append(order[0])
             self._above.append(tuple(above))
             self._tops.append(order[: 1 + arity])
             below = arity * order.index(me) + 1
@@ -94,7 +92,7 @@ class Trees:
 
     def root(self, chunk: Chunk) -> NodeId:
         """The node that the chunk's owner gives it to first."""
-        return self._roots[self._tree(chunk)]
+        return self.top(chunk)[0]
 
     def top(self, chunk: Chunk) -> list[NodeId]:
         """The root and its children."""

@@ -120,6 +120,16 @@ class Netlab:
         wait_for(lambda: pid.exists() and pid.read_text() != "", "nginx", process, work / "log")
         return process
 
+    def start_tracker(self, together: int = 1) -> "Popen[bytes]":
+        """One that grants no lease before so many nodes have joined."""
+        log = self.folder / "tracker.log"
+        tracker = self.python(
+            self.tracker, log, "-m", "tracker", "serve", "--listen", TRACKER, "--http", "off",
+            "--start-with", str(together),
+        )  # fmt: skip
+        wait_for(partial(says, log, "tracker: nodes"), "the tracker", tracker, log)
+        return tracker
+
     def start_sampler(self) -> Path:
         """Write down what the origin sends; returns the log."""
         log = self.folder / "sampler"
@@ -169,7 +179,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _says(log: Path, text: str) -> bool:
+def says(log: Path, text: str) -> bool:
+    """A program has written this to its log."""
     return log.exists() and text in log.read_text()
 
 
@@ -205,10 +216,10 @@ class Run:
         sent = lab.start_sampler()
         try:
             if case.stagger_s:
-                tracker = self._start_tracker(1)
+                tracker = lab.start_tracker()
             else:
                 self._start_nodes()
-                tracker = self._start_tracker(case.nodes)
+                tracker = lab.start_tracker(case.nodes)
             self._watch(time.monotonic())
         finally:
             for node in self._nodes:
@@ -223,17 +234,7 @@ class Run:
             self._start_node(node)
         for node in self._nodes:
             log = node.folder / "log"
-            ready = partial(_says, log, "peers at")
-            wait_for(ready, f"n{node.number}", node.process, log)
-
-    def _start_tracker(self, together: int) -> "Popen[bytes]":
-        lab, log = self._lab, self._lab.folder / "tracker.log"
-        tracker = lab.python(
-            lab.tracker, log, "-m", "tracker", "serve", "--listen", TRACKER, "--http", "off",
-            "--start-with", str(together),
-        )  # fmt: skip
-        wait_for(partial(_says, log, "tracker: nodes"), "the tracker", tracker, log)
-        return tracker
+            wait_for(partial(says, log, "peers at"), f"n{node.number}", node.process, log)
 
     def _watch(self, begin: float) -> None:
         """Start every node in its turn and sample it until its end; kill the victims when their

@@ -40,7 +40,7 @@ from simulations.bench.processes import (
     write_json,
 )
 from simulations.case import Case
-from simulations.netlab import MODEL, ORIGIN_IP, TRACKER, Netlab, laid, wait_for
+from simulations.netlab import MODEL, ORIGIN_IP, TRACKER, Netlab, laid, says, wait_for
 from simulations.netns import NetError
 
 LENGTHS = (4 * KIB, MIB)
@@ -68,13 +68,8 @@ class Programs:
             self.lab.origin, log, "-m", "simulations.late_origin", root, ORIGIN_IP, PORT,
             str(self._delay_ms),
         )  # fmt: skip
-        wait_for(lambda: log.exists() and "ready" in log.read_text(), "the origin", log=log)
-        said = self.lab.folder / "tracker.log"
-        self.lab.python(
-            self.lab.tracker, said, "-m", "tracker", "serve", "--listen", TRACKER, "--http", "off"
-        )
-        wait_for(lambda: said.exists() and "tracker: nodes" in said.read_text(), "the tracker",
-                 log=said)  # fmt: skip
+        wait_for(partial(says, log, "ready"), "the origin", log=log)
+        self.lab.start_tracker()
 
     def join(self, number: int, *options: str) -> Path:
         """Start a node; its cache dir."""
