@@ -15,7 +15,8 @@ from support.oss import Fault, ObjectGet, OssServer
 from support.oss_model import ID, SECRET
 
 KIB, MIB = 1024, 1024**2
-ORIGIN = ("--origin", "oss://models/model/", "--chunk-size", "256KiB", "--block-size", "256KiB")
+STORE = ("--origin", "oss://models/model/")
+ORIGIN = (*STORE, "--chunk-size", "256KiB", "--block-size", "256KiB")
 
 
 def environment(server: OssServer) -> dict[str, str]:
@@ -52,7 +53,7 @@ def test_the_origin_counts_no_more_than_the_budget(one, oss):
     one.start_tracker("--start-with", "8", "--origin-rate", "100mbit", "--origin-requests", "50")
     names = [f"n{i}" for i in range(8)]
     options = (
-        *ORIGIN[:2], "--chunk-size", "512KiB", "--block-size", "256KiB", "--until-complete",
+        *STORE, "--chunk-size", "512KiB", "--block-size", "256KiB", "--until-complete",
         "--linger", "30",
     )  # fmt: skip
     nodes = {name: one.start_node(name, *options, env=environment(server)) for name in names}
@@ -121,8 +122,12 @@ def test_a_cluster_finds_the_rate_above_which_the_store_refuses(one, oss):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_without_a_tracker_the_nodes_together_keep_their_pace(one, oss):
-    """The tracker is killed in mid-load: 10 s later the origin is asked no more than before."""
+    """The tracker is killed in mid-load: 10 s later the origin is asked no more than before.
+
+    A chunk is a hundredth of what 2 s allow: of 256 KiB, one that comes late is all the tolerance.
+    """
     rate_bytes_s, before_s, after_s = 20e6 / 8, 8.0, 10.0
+    options = (*STORE, "--chunk-size", "64KiB", "--block-size", "64KiB")
     size = int(rate_bytes_s * 2 * (before_s + after_s))
     make_model(one.folder / "source" / "model", 93, {"x.gguf": size})
     log = Log()
@@ -133,7 +138,7 @@ def test_without_a_tracker_the_nodes_together_keep_their_pace(one, oss):
     server = oss(one.folder / "source", fault=count)
     tracker = one.start_tracker("--origin-rate", "20mbit", "--start-with", "3")
     names = ("a", "b", "c")
-    nodes = [one.start_node(name, *ORIGIN, env=environment(server)) for name in names]
+    nodes = [one.start_node(name, *options, env=environment(server)) for name in names]
     first = wait_until(lambda: next((entry.at for entry in log.copy()), 0.0), "the first request")
     wait_until(lambda: time.monotonic() >= first + before_s, "a load under way")
     tracker.kill()
@@ -149,6 +154,7 @@ def test_without_a_tracker_the_nodes_together_keep_their_pace(one, oss):
     back = time.monotonic()
     wait_until(lambda: time.monotonic() >= back + 5.0, "a load with a new tracker")
     _, most = log.busiest(2.0)
+    print(f"{most / 2.0 / rate_bytes_s:.3f} of the budget in the busiest 2 s")
     assert most <= 1.05 * 2.0 * rate_bytes_s
 
 
