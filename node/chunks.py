@@ -13,6 +13,7 @@ import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from node.statemap import MISSING, RELAYED, VERIFIED, StateMap
@@ -33,9 +34,19 @@ class ChunkMismatch(P2PError):
 
 
 class Chunks:
-    """The store's files, attached to by path."""
+    """The store's files, attached to by path.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+      writing: inside what it gives for a file, no other worker writes to that file. Default: there
+        is no other.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        writing: Callable[[int], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._writing = writing
         self.manifest = Manifest.decode((directory / "manifest").read_bytes())
         self.map = StateMap(directory / "state")
         self._files = directory / "files"
@@ -215,7 +226,8 @@ class Chunks:
         if end - start <= self.manifest.block_bytes or (before[0] <= start and end <= before[1]):
             return  # tmpfs clears what is allocated twice: a third of a transfer's CPU time
         try:
-            os.posix_fallocate(self.descriptor(extent.file), extent.offset + start, end - start)
+            with self._writing(extent.file):
+                os.posix_fallocate(self.descriptor(extent.file), extent.offset + start, end - start)
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise StoreFull(f"no space for chunk {chunk}: {error.strerror}") from error
@@ -239,9 +251,10 @@ class Chunks:
         extent = self.manifest.extent(chunk)
         descriptor, at = self.descriptor(extent.file), extent.offset + offset
         try:
-            while data:
-                count = os.pwrite(descriptor, data, at)
-                data, at = data[count:], at + count
+            with self._writing(extent.file):
+                while data:
+                    count = os.pwrite(descriptor, data, at)
+                    data, at = data[count:], at + count
         except OSError as error:
             kind = StoreFull if error.errno in NO_SPACE else StoreError
             raise kind(f"chunk {chunk} cannot be written: {error.strerror}") from error

@@ -1,4 +1,6 @@
-"""The host's limits, held by all data workers together: every byte to be moved is asked for here.
+"""What the data workers of a node share: the host's limits, and who writes to a file.
+
+Every byte to be moved under a limit is asked for here.
 
 The workers of a node share one line for each direction: when it is free again (`Pacer.free_at`) is
 a number in memory that all of them map, changed under a record lock that the kernel gives back when
@@ -7,6 +9,10 @@ use another one has at once; shares that are divided by need can do only one of 
 turn takes 9 us, 2.5 of them for the lock and the grant, and comes at most every 5 ms.
 
 Without a limit nothing of this happens: whoever moves bytes looks whether `pacer` is None.
+
+And they write to a file one after another. The kernel sees to that as well, but there who finds a
+file being written spins for as long as the other runs: two workers that received one file spent a
+sixth of their CPU time so (`rwsem_spin_on_owner`, simulations/RESULTS.md). Here it sleeps.
 """
 
 import fcntl
@@ -47,13 +53,22 @@ class Meter:
     def locked(self, direction: int, pacer: Pacer) -> Iterator[None]:
         """Inside, nobody else changes the line of a direction, and `pacer` stands for it."""
         at = direction * _SECONDS.size
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX, _SECONDS.size, at)
-        try:
+        with self._lock(at, _SECONDS.size):
             (pacer.free_at,) = _SECONDS.unpack_from(self._map, at)
             yield
             _SECONDS.pack_into(self._map, at, pacer.free_at)
+
+    def writing(self, file: int) -> AbstractContextManager[None]:
+        """Inside, no other worker writes to a file of the model."""
+        return self._lock(_SIZE + file, 1)
+
+    @contextmanager
+    def _lock(self, at: int, size: int) -> Iterator[None]:
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX, size, at)
+        try:
+            yield
         finally:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_UN, _SECONDS.size, at)
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN, size, at)
 
     def close(self) -> None:
         """Give the memory back."""

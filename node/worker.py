@@ -59,6 +59,8 @@ class WorkerSettings:
     home: str = ""
     """the source address that this worker uses first, and whose NIC it is pinned near"""
     log_path: str = ""
+    many: bool = False
+    """other workers write to the same files"""
 
 
 class Worker:
@@ -77,6 +79,7 @@ class Worker:
         self._tell = send
         self._permits = Permits(self._send)
         self._settings = settings
+        self._writing = meter.writing if settings.many else contextlib.nullcontext
         self._chunks: Chunks | None = None
         self._fetcher: Fetcher | None = None
         self._slots = UploadSlots(settings.upload_slots, settings.reserved_slots)
@@ -173,7 +176,7 @@ class Worker:
 
     def _open(self, directory: str) -> None:
         try:
-            self._chunks = Chunks(Path(directory))
+            self._chunks = Chunks(Path(directory), self._writing)
         except (OSError, P2PError) as error:
             self._send(jobs.OpenFailed(str(error)))
             return

@@ -203,7 +203,7 @@ class WorkerPool:
         self.count = max(1, workers)
         self._inline = workers == 0
         slots = -(-settings.upload_slots // self.count)
-        self._settings = replace(settings, upload_slots=slots)
+        self._settings = replace(settings, upload_slots=slots, many=self.count > 1)
         self._handles = [_Handle() for _ in range(self.count)]
         self._sender, self.reports = trio.open_memory_channel[tuple[int, jobs.Report]](inf)
         self._listener: Listener | None = None

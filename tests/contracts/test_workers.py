@@ -6,6 +6,7 @@ The other end of each data connection is the test itself, so that it can answer 
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 import socket
@@ -240,6 +241,34 @@ async def test_what_is_here_already_is_not_fetched_again(bench):
     before = bench.pool.totals().origin_bytes
     await bench.fetched(0)
     assert bench.pool.totals().origin_bytes == before
+
+
+# -- who writes -----------------------------------------------------------------------------------
+
+
+async def test_a_worker_sleeps_while_another_process_writes_to_the_file_it_wants(tmp_path):
+    async with running(tmp_path, 2) as bench:
+        one = bench.manifest.chunk_count - 1
+        await bench.fetched(one)  # both have started
+        with bench.pool._meter.writing(0):
+            bench.pool.submit(0, bench.fetch_job(0))
+            waiting = re.compile(rf"-> POSIX +ADVISORY +WRITE {bench.pool.pids[0]} ")
+            with trio.fail_after(10):
+                while not waiting.search(Path("/proc/locks").read_text()):
+                    await trio.sleep(0.005)
+            bench.store.file_path(bench.manifest.extent(one).file).write_bytes(b"?")
+            bench.pool.submit(1, jobs.RehashJob(one, bench.pin(one)))
+            await bench.report(jobs.Damaged)  # of another file, so nothing waits
+            bench.pool.submit(1, bench.fetch_job(one))
+            assert (await bench.report(jobs.Got)).chunk == one
+        assert (await bench.report(jobs.Got)).chunk == 0
+        assert bench.stored(0) == bench.data(0)
+
+
+async def test_one_worker_alone_asks_nobody_before_it_writes(tmp_path):
+    async with running(tmp_path, 1) as bench:
+        with bench.pool._meter.writing(0):
+            await bench.fetched(0)
 
 
 # -- hashing --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Goal: no reader ever sees a byte that was not verified, whatever fails in betwee
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import pytest
@@ -150,6 +150,31 @@ def test_space_that_was_not_there_is_asked_for_again(chunks, monkeypatch):
             chunks.allocate(0)
     chunks.allocate(0)
     assert os.stat(chunks.descriptor(0)).st_blocks * 512 >= CHUNK
+
+
+def test_nobody_else_writes_to_a_file_while_space_is_taken_or_a_block_written(chunks, monkeypatch):
+    told = []
+
+    @contextmanager
+    def writing(file: int) -> Iterator[None]:
+        told.append(("begin", file))
+        yield
+        told.append(("end", file))
+
+    for name in ("posix_fallocate", "pwrite"):
+        real = getattr(os, name)
+
+        def call(*args: object, name: str = name, real: Callable[..., int] = real) -> int:
+            told.append((name, args[0]))
+            return real(*args)
+
+        monkeypatch.setattr(os, name, call)
+    with closing(Chunks(chunks._files.parent, writing)) as shared:
+        file = shared.descriptor(0)
+        shared.allocate(0)
+        shared.write(0, BLOCK, memoryview(GOOD[:BLOCK]))
+        begin, end = ("begin", 0), ("end", 0)
+        assert told == [begin, ("posix_fallocate", file), end, begin, ("pwrite", file), end]
 
 
 def test_memory_is_one_block_a_transfer_and_some_are_kept_for_the_next(chunks):
