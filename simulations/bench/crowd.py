@@ -1,9 +1,13 @@
 """Many nodes' sessions with a tracker, from one process: the load of a large swarm, and its clock.
 
-Each node speaks the real protocol over a TCP connection of its own, and has no store, no origin
-and no peers: a lease is held for as long as a fetch would take and then reported with a pin and a
-checksum; a heartbeat tells of the chunks that the whole swarm has got, as if peers had brought
-them. What is measured is the time from a report to the next lease, at the node.
+Each node speaks the real protocol over a TCP connection of its own, and has no store and no peers.
+The origin is a clock that ends so many leases a second, the longest held first, as a link does that
+all share; each is then reported with a pin and a checksum. A heartbeat tells of the chunks that the
+whole swarm has got, as if peers had brought them.
+
+A tenth of the leases are for chunks that readers are blocked on, anywhere in the second half of the
+model. What is measured is the time from such a want to its lease, at the node: these are granted at
+once. All others wait for their turn, as the tracker has only so many out as the origin needs.
 
 One epoll loop and no tasks: 5,000 nodes must cost this process less than they cost the tracker.
 """
@@ -33,6 +37,7 @@ from p2p.units import MIB
 FILES = 64
 KIND, CRC = "crc64xz", 0x1234_5678_9ABC_DEF0  # of every chunk
 LEASES = 2  # of a node at once, as p2p.swarm.Limits has it
+READERS = 0.1  # of all leases
 HANDSHAKES_AT_ONCE = 64  # a handshake has 5 s; the tracker carries out 256 at once
 JOIN_S = 120.0
 RECEIVE_BYTES = 64 * 1024
@@ -47,11 +52,6 @@ class Load:
     leases_s: float
     heartbeat_s: float
     chunks: int
-
-    @property
-    def fetch_s(self) -> float:
-        """How long a lease is held, so that all leases make the rate."""
-        return self.nodes * LEASES / self.leases_s
 
 
 @dataclass(slots=True)
@@ -101,7 +101,8 @@ class Member:
         self.unsent = bytearray()
         self.blocked = False
         self.leases: dict[Chunk, float] = {}
-        self.reported: deque[float] = deque()
+        self.needed: dict[Chunk, float] = {}
+        """since when readers are blocked on them"""
         self.announced = b""
 
 
@@ -123,6 +124,8 @@ class Crowd:
         self._joined = self._welcomed = 0
         self._due: list[tuple[float, int, Callable[[float], None]]] = []
         self._turn = 0
+        self._under_way: deque[tuple[Member, Chunk]] = deque()
+        self._needs = iter(range(load.chunks - 1, load.chunks // 2, -1))
         self.tally = Tally()
 
     # -- the loop ---------------------------------------------------------------------------------
@@ -147,7 +150,10 @@ class Crowd:
             self._turn_once(time.monotonic() + 0.01)
             if time.monotonic() > begin + JOIN_S:
                 raise SystemExit(f"{self._joined} of {self._load.nodes} nodes joined in {JOIN_S} s")
-        return time.monotonic() - begin
+        now = time.monotonic()
+        self._at(now, self._end_lease)
+        self._at(now, self._need)
+        return now - begin
 
     def run(self, seconds: float) -> None:
         """Go on for so long."""
@@ -169,7 +175,8 @@ class Crowd:
     def _turn_once(self, end: float) -> None:
         now = time.monotonic()
         while self._due and self._due[0][0] <= now:
-            heapq.heappop(self._due)[2](now)
+            planned, _, action = heapq.heappop(self._due)
+            action(planned)
         until = min(end, self._due[0][0]) if self._due else end
         for number, mask in self._poll.poll(max(0.0, until - time.monotonic())):
             member = self._members[number]
@@ -242,31 +249,44 @@ class Crowd:
         if chunk in member.leases:
             return  # it had expired before our progress was heard; the fetch goes on
         self.tally.leases += 1
-        fetch_s = self._load.fetch_s * (0.5 + self._rng.random())
-        if member.reported:
-            self.tally.latencies_s.append(now - member.reported.popleft())
-        else:  # the first leases, which all come at once
-            fetch_s = self._load.fetch_s * self._rng.random()
+        if chunk in member.needed:
+            self.tally.latencies_s.append(now - member.needed.pop(chunk))
         member.leases[chunk] = now
-        self._at(now + fetch_s, partial(self._report, member, chunk))
+        self._under_way.append((member, chunk))
 
-    def _report(self, member: Member, chunk: Chunk, _now: float) -> None:
+    def _end_lease(self, planned: float) -> None:
+        """The origin has sent one more chunk. One that it could not send, as there was no lease, is
+        lost: the rate is below the planned one then."""
+        if self._under_way:
+            self._report(*self._under_way.popleft())
+        self._at(planned + 1 / self._load.leases_s, self._end_lease)
+
+    def _report(self, member: Member, chunk: Chunk) -> None:
         del member.leases[chunk]
         self._held.add(chunk)
         self.tally.reports += 1
         pin, crc = chunk.to_bytes(DIGEST_BYTES, "big"), CRC.to_bytes(CHECKSUM_BYTES, "big")
-        member.reported.append(time.monotonic())
         self._send(member, m.Fetched([chunk], pin, crc))
 
-    def _beat(self, member: Member, now: float) -> None:
+    def _need(self, planned: float) -> None:
+        """One more reader is blocked, at any node."""
+        chunk = next(self._needs, None)
+        if chunk is None:
+            return
+        member = self._rng.choice(list(self._members.values()))
+        member.needed[chunk] = time.monotonic()
+        self._send(member, m.Wants(list(member.needed), []))
+        self._at(planned + 1 / (READERS * self._load.leases_s), self._need)
+
+    def _beat(self, member: Member, planned: float) -> None:
         self.tally.heartbeats += 1
-        self._announce(member, now)
+        self._announce(member, time.monotonic())
         # from the plan, not from now: being late must not lower the rate
-        self._at(now + self._load.heartbeat_s, partial(self._beat, member))
+        self._at(planned + self._load.heartbeat_s, partial(self._beat, member))
 
     def _announce(self, member: Member, now: float) -> None:
         held = bytes(self._held)
-        speed = CHUNK_BYTES / self._load.fetch_s
+        speed = CHUNK_BYTES * self._load.leases_s / max(1, len(self._under_way))
         received = [max(0, int((now - begin) * speed)) for begin in member.leases.values()]
         before = member.announced
         offset, part = changed(before, held) if before else (0, held)
