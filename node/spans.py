@@ -13,6 +13,7 @@ from node.chunks import Sink
 from node.nics import Source, Sources, steal
 from node.ranges import Tries
 from p2p.errors import StoreFull
+from p2p.needs import Part
 
 
 @dataclass(slots=True, eq=False)
@@ -63,19 +64,28 @@ class Spans:
             first, last = max(start, sink.position), min(end, sink.end)
             if first >= last:
                 continue
-            under_way = sink.position + sink.block_left
-            if span.request is None:
+            comes = sink.position + (sink.block_left if span.request is not None else 0)
+            begin = first // self._block_bytes * self._block_bytes
+            if begin >= comes or span.request is None:
+                self._cut(span, last, sink.end, "first")
+                self._cut_up(span, begin, last)
+            if begin <= sink.position and span.request is None:
                 span.urgent = waits = True
-                if last < sink.end:
-                    self._cut(span, last, sink.end, "first")
-            elif first >= under_way:
-                until = sink.end
-                if self._cut(span, first, last, "urgent") and last < until:
-                    span.start(last, until, "first")
         return waits
 
+    def _cut_up(self, span: Span, start: int, end: int) -> None:
+        """More requests read the end of it, in pieces; the one that it begins with is its own."""
+        pieces = Part(span.job.chunk, start, end).pieces(self._block_bytes)
+        for piece in reversed(pieces):
+            if piece.start <= span.sink.position or not self._cut(
+                span, piece.start, piece.end, "urgent"
+            ):
+                break  # what comes before it is still the span's own
+
     def _cut(self, span: Span, start: int, end: int, kind: str) -> bool:
-        """Another request reads what comes from `start` on, at first as far as `end`."""
+        """Another request reads the end of it, from `start` to `end`."""
+        if start == end:
+            return True
         try:
             span.start(start, end, kind)
         except StoreFull:

@@ -184,6 +184,41 @@ async def test_a_fetch_under_way_hurries_to_what_a_reader_needs(nginx, tmp_path,
     await origin.aclose()
 
 
+@pytest.mark.parametrize("busy", [0, 4], ids=["under way", "waits for a slot"])
+async def test_what_is_hurried_to_comes_in_pieces_at_the_same_time(nginx, tmp_path, reader, busy):
+    """On a connection of its own, 384 KiB would take as long as all the chunk."""
+    root, block, size = tmp_path / "model", 64 * KIB, 12 * 64 * KIB
+    root.mkdir()
+    make_model(root, 73, {"big.bin": (busy + 1) * size})
+    origin = open_origin(nginx(root, "limit_rate 128k;").url)
+    manifest = await origin.list("m", size, block)
+    work = reader(manifest)
+    job, spans = await origin.fetch_job(manifest, busy), work.fetcher.spans
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for chunk in range(busy):
+                nursery.start_soon(work.fetcher.fetch, await origin.fetch_job(manifest, chunk))
+            while sum(span.request is not None for span in spans.all) < busy:
+                await trio.sleep(0.01)
+            nursery.start_soon(work.fetcher.fetch, job)
+            wanted = [busy > 0]
+            while [s.request is None for s in spans.all if s.job.chunk == busy] != wanted:
+                await trio.sleep(0.01)
+            work.fetcher.hurry(busy, 4 * block, 10 * block)
+    (got,) = [x for x in work.reports if isinstance(x, jobs.Got) and x.chunk == busy]
+    data = (root / "big.bin").read_bytes()[busy * size :]
+    assert got.digests == b"".join(
+        block_digest(data[at : at + block]) for at in range(0, size, block)
+    )
+    asked = [(x.start // block - 12 * busy, x.end // block - 12 * busy)
+             for x in work.reports
+             if isinstance(x, jobs.Requested) and x.start >= busy * size]  # fmt: skip
+    whole = (0, 4 if busy else 12)
+    assert sorted(asked) == [whole, (4, 6), (6, 8), (8, 10), (10, 12)]
+    assert work.totals.duplicate_bytes == 0
+    await origin.aclose()
+
+
 async def test_a_local_listing_reads_no_byte_of_any_file(tmp_path):
     def read_bytes() -> int:
         words = Path("/proc/self/io").read_text().split()
