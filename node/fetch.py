@@ -80,7 +80,7 @@ class Fetcher:
         self._freed = trio.Event()
         self._rng = Random()  # only spreads retries
         self._size = RangeSize()
-        self._hedges = Hedges()
+        self._hedges = {False: Hedges(), True: Hedges()}  # for readers (True) requests are short
         self._turns = Turns()
 
     async def fetch(self, job: jobs.FetchJob) -> None:
@@ -257,13 +257,14 @@ class Fetcher:
 
     async def _hedged(self, span: Span, answer: Answer) -> None:
         """One request, and a second one if it is slow."""
-        slow_s = self._hedges.started()
+        hedges = self._hedges[span.urgent]
+        slow_s = hedges.started()
         if slow_s == inf or self._throttle.pacer is not None:  # then we are slow, not the origin
             await self._request(span, span.sink, span.kind, answer, span.source)
             return
         stopped, original = trio.Event(), trio.CancelScope()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hedge, span, slow_s, original, stopped)
+            nursery.start_soon(self._hedge, span, hedges, slow_s, original, stopped)
             try:
                 with original:
                     await self._request(span, span.sink, span.kind, answer, span.source)
@@ -273,13 +274,18 @@ class Fetcher:
                 nursery.cancel_scope.cancel()
 
     async def _hedge(
-        self, span: Span, slow_s: float, original: trio.CancelScope, stopped: trio.Event
+        self,
+        span: Span,
+        hedges: Hedges,
+        slow_s: float,
+        original: trio.CancelScope,
+        stopped: trio.Event,
     ) -> None:
         """Wait until the request is slow; then get the rest into memory, and take it from there."""
         await trio.sleep(slow_s)
         sink = span.sink
         size = sink.end - sink.position
-        if not size or not self._hedges.allowed():
+        if not size or not hedges.allowed():
             return
         if not await self._permits.ask(span.job.chunk, size, spare=True) or sink.complete:
             return
@@ -313,7 +319,7 @@ class Fetcher:
             await self._attempt(span, target, answer, source)
             if kind == "first":
                 seconds = trio.current_time() - begin
-                self._hedges.completed(seconds)
+                self._hedges[span.urgent].completed(seconds)
                 self._size.completed(target.end - start, seconds)
         except OriginError as error:
             if error.status in THROTTLED:

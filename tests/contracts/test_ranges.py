@@ -191,6 +191,24 @@ async def test_a_range_slower_than_nearly_all_others_is_asked_for_again_and_take
     assert len(work.asked("resume")) == 1
 
 
+async def test_what_is_slow_for_a_reader_is_told_by_requests_for_readers(bench):
+    """Theirs are short: by the others' time a second one would come much too late."""
+    work = await bench(102 * CHUNK)
+    for chunk in range(100):
+        job = await work.origin.fetch_job(work.manifest, chunk)
+        await work.fetcher.fetch(replace(job, start=0, end=BLOCK, request=chunk + 1))
+        assert isinstance(work.reports[-1], jobs.GotBlocks)
+    assert work.asked("hedge") == []
+    stall_once = {100: Fault(stall_after=1000), 102: Fault(stall_after=1000)}
+    work.server.fault = lambda get: stall_once.get(get.count)
+    await work.fetch(100)
+    assert (work.asked("hedge"), len(work.asked("resume"))) == ([], 1), "of others none is known"
+    job = await work.origin.fetch_job(work.manifest, 101)
+    await work.fetcher.fetch(replace(job, start=0, end=BLOCK, request=101))
+    (hedge,) = work.asked("hedge")
+    assert (hedge.start, hedge.end) == (101 * CHUNK + 1000, 101 * CHUNK + BLOCK)
+
+
 async def test_a_hedge_that_loses_is_counted_as_bytes_twice_and_changes_nothing(bench):
     work = await bench(102 * CHUNK)
     await warm(work, 100)
