@@ -66,24 +66,23 @@ class Spans:
                 continue
             comes = sink.position + (sink.block_left if span.request is not None else 0)
             begin = first // self._block_bytes * self._block_bytes
-            if begin >= comes or span.request is None:
-                self._cut(span, last, sink.end, "first")
+            apart = begin >= comes or span.request is None
+            if apart and self._cut(span, last, sink.end, "first"):
                 self._cut_up(span, begin, last)
             if begin <= sink.position and span.request is None:
                 span.urgent = waits = True
         return waits
 
     def _cut_up(self, span: Span, start: int, end: int) -> None:
-        """More requests read the end of it, in pieces; the one that it begins with is its own."""
-        pieces = Part(span.job.chunk, start, end).pieces(self._block_bytes)
-        for piece in reversed(pieces):
-            if piece.start <= span.sink.position or not self._cut(
-                span, piece.start, piece.end, "urgent"
-            ):
-                break  # what comes before it is still the span's own
+        """More requests read its last bytes, from `start` on, in pieces; what cannot be begun, and
+        the piece that it begins with, is left to it."""
+        for piece in reversed(Part(span.job.chunk, start, end).pieces(self._block_bytes)):
+            own = piece.start <= span.sink.position
+            if own or not self._cut(span, piece.start, piece.end, "urgent"):
+                break
 
     def _cut(self, span: Span, start: int, end: int, kind: str) -> bool:
-        """Another request reads the end of it, from `start` to `end`."""
+        """Another request reads its last bytes, from `start` to `end`; False: it cannot begin."""
         if start == end:
             return True
         try:
