@@ -370,7 +370,9 @@ def test_a_forked_child_attaches_by_itself(one):
 def test_ctrl_c_ends_a_read_that_waits(one):
     _, origin, _, _ = slow_node(one, 306)
     code = (
-        "import sys\nfrom node.reader import open_model\nmodel = open_model(socket=sys.argv[1])\n"
+        "import signal, sys\nfrom node.reader import open_model\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored: `pytest &`\n"
+        "model = open_model(socket=sys.argv[1])\n"
         "print('waiting', flush=True)\nmodel.read('c.bin')\n"
     )
     with closing(origin):
