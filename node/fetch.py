@@ -87,6 +87,7 @@ class Fetcher:
         """Carry out a job; its outcome is reported, never raised."""
         if not job.request:
             self._totals.under_way[job.chunk] = 0
+            self.spans.expect(job.chunk)
         try:
             await self._fetch(job)
         except* (StoreError, OriginError, OSError, trio.TooSlowError) as group:
@@ -94,6 +95,7 @@ class Fetcher:
         finally:
             if not job.request:
                 self._totals.under_way.pop(job.chunk, None)
+                self.spans.began(job.chunk)
 
     async def warm(self, job: jobs.FetchJob) -> None:
         """Readers are here: the next need is to find connections."""
@@ -122,13 +124,15 @@ class Fetcher:
 
                 def begin(start: int, end: int, kind: str = "first") -> None:
                     sink = self._sink(job, start, end, crcs, crc)
-                    nursery.start_soon(self._span, job, sink, begin, kind)
+                    nursery.start_soon(self._span, self._new(job, sink, begin, kind))
 
                 if job.end:  # for a reader: nothing else of this chunk competes with it
                     await self._urgent(job, begin, crcs, crc)
                 for at, last in self._rest(job):
                     for start, end in self._size.cut(at, last, self._chunks.manifest.block_bytes):
                         begin(start, end)
+                if not job.request and self.spans.began(job.chunk):
+                    self._wake()
         if job.request and self._chunks.missing_spans(job.chunk):
             self._report(jobs.GotBlocks(job.request, job.chunk))
             return
@@ -153,7 +157,7 @@ class Fetcher:
         async with trio.open_nursery() as nursery:
             for _, at, last in pieces:
                 sink = self._sink(job, at, last, crcs, crc)
-                nursery.start_soon(self._span, job, sink, begin, "urgent")
+                nursery.start_soon(self._span, self._new(job, sink, begin, "urgent"))
 
     def _sink(
         self, job: jobs.FetchJob, start: int, end: int, crcs: dict[int, int], crc: Checksum | None
@@ -178,26 +182,35 @@ class Fetcher:
     def hurry(self, chunk: int, start: int, end: int) -> None:
         """A reader is blocked on these bytes of a chunk that is being fetched."""
         if self.spans.hurry(chunk, start, end):
-            self._freed.set()
-            self._freed = trio.Event()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Whoever waits for a slot looks again."""
+        self._freed.set()
+        self._freed = trio.Event()
 
     # -- one range --------------------------------------------------------------------------------
 
-    async def _span(
+    def _new(
         self, job: jobs.FetchJob, sink: Sink, begin: Callable[[int, int, str], None], kind: str
-    ) -> None:
-        """Ask until the range is whole.
-
-        Raises:
-          OriginError: the answer is wrong, or bodies never come.
-          OSError, trio.TooSlowError: no answer came.
-        """
+    ) -> Span:
+        """A range, known before its first step: readers may be in a hurry by then."""
         offset = self._chunks.manifest.extent(job.chunk).offset
         span = Span(
             job, sink, offset, Tries(self._rng), self.sources.all[0], begin,
             "first" if kind == "urgent" else kind, kind == "urgent",
         )  # fmt: skip
         self.spans.all[span] = None
+        return span
+
+    async def _span(self, span: Span) -> None:
+        """Ask until the range is whole.
+
+        Raises:
+          OriginError: the answer is wrong, or bodies never come.
+          OSError, trio.TooSlowError: no answer came.
+        """
+        job, sink = span.job, span.sink
         try:
             while not sink.complete:
                 before, answer, wait_s = sink.position, Answer(), 0.0
@@ -212,7 +225,9 @@ class Fetcher:
                     wait_s = self._decide(span, before, answer, _first(group))
                 span.request = None
                 if not sink.complete:
+                    span.resting = wait_s > 0
                     await trio.sleep(wait_s)
+                    span.resting = False
                 span.kind = "resume" if sink.position > sink.start else "retry"
         finally:
             del self.spans.all[span]
@@ -233,8 +248,7 @@ class Fetcher:
             yield source
         finally:
             self.sources.release(source, trio.current_time())
-            self._freed.set()
-            self._freed = trio.Event()
+            self._wake()
 
     def _decide(self, span: Span, before: int, answer: Answer, error: BaseException) -> float:
         """Seconds to wait before the next try; raises what ends the fetch."""
@@ -297,6 +311,8 @@ class Fetcher:
             original.cancel()
             await stopped.wait()
             self._totals.duplicate_bytes += sink.position - spare.start
+            beyond = spare.end - max(spare.start, sink.end)  # others took that meanwhile
+            self._totals.duplicate_bytes += max(0, beyond)
             wasted = False
         except (OSError, trio.TooSlowError, OriginError):
             return
@@ -314,7 +330,7 @@ class Fetcher:
         Raises:
           OriginError, OSError, trio.TooSlowError
         """
-        begin, start, end = trio.current_time(), target.position, target.end
+        begin, start = trio.current_time(), target.position
         try:
             await self._attempt(span, target, answer, source)
             if kind == "first":
@@ -331,7 +347,7 @@ class Fetcher:
                 self._report(
                     jobs.Requested(
                         span.job.object or public_url(span.job.url),
-                        span.offset + start, span.offset + end, answer.status,
+                        span.offset + start, answer.end, answer.status,
                         target.position - start, trio.current_time() - begin,
                         answer.request_id, kind,
                     )

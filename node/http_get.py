@@ -134,6 +134,8 @@ class Answer:
     request_id: str = ""
     had_head: bool = False
     sent: bool = False
+    end: int = 0
+    """of the bytes of the object that were asked for: fewer than planned if others took some"""
 
 
 @dataclass(slots=True)
@@ -237,7 +239,7 @@ async def get(
     """
     wire.reusable = False
     connection, request = request_bytes(job, start, end)
-    answer.sent = True
+    answer.sent, answer.end = True, end
     await wire.send(request)
     try:
         event = await _head(wire, connection, stall_s)

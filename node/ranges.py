@@ -2,7 +2,7 @@
 
     Tries       one range: a cut body goes on where it ended, what cannot be mended ends it
     RangeSize   all ranges of a worker: between 4 and 32 MiB, by how long one takes
-    Hedges      all ranges of a worker: slower than nearly all others, and a second one is sent
+    Hedges      all ranges of a kind: slower than nearly all others, and a second one is sent
 
 No clock and no socket here; seconds come in, decisions go out.
 """

@@ -13,6 +13,7 @@ from node.chunks import Sink
 from node.nics import Source, Sources, steal
 from node.ranges import Tries
 from p2p.errors import StoreFull
+from p2p.ids import Chunk
 from p2p.needs import Part
 
 
@@ -31,6 +32,8 @@ class Span:
     kind: str = "first"
     urgent: bool = False
     """a reader is blocked on it: it waits for no slot"""
+    resting: bool = False
+    """the origin was refused or broken, and is left alone for a while"""
     request: trio.CancelScope | None = None
     """of the request under way: cancelled, the range goes on from another address"""
 
@@ -51,6 +54,17 @@ class Spans:
         self._sources = sources
         self._block_bytes = block_bytes
         self.all: dict[Span, None] = {}
+        self._coming: dict[Chunk, list[tuple[int, int]]] = {}
+        """chunks whose ranges are to begin, and what readers are in a hurry for meanwhile"""
+
+    def expect(self, chunk: Chunk) -> None:
+        """Not all ranges of this chunk have begun: they hear of each hurry when they have."""
+        self._coming.setdefault(chunk, [])
+
+    def began(self, chunk: Chunk) -> bool:
+        """All have begun, or none will; the answer is as that of `hurry`."""
+        waits = [self.hurry(chunk, *late) for late in self._coming.pop(chunk, ())]
+        return any(waits)
 
     def hurry(self, chunk: int, start: int, end: int) -> bool:
         """These bytes of a chunk come next: they are cut out of what is still to come.
@@ -59,17 +73,22 @@ class Spans:
           A range has become urgent that may wait for a slot.
         """
         waits = False
+        if chunk in self._coming:
+            self._coming[chunk].append((start, end))
         for span in [span for span in self.all if span.job.chunk == chunk]:
             sink = span.sink
             first, last = max(start, sink.position), min(end, sink.end)
             if first >= last:
+                continue
+            if span.request is None and (span.resting or span.urgent):
+                span.urgent = True  # the origin is not asked sooner, nor in smaller pieces
                 continue
             comes = sink.position + (sink.block_left if span.request is not None else 0)
             begin = first // self._block_bytes * self._block_bytes
             apart = begin >= comes or span.request is None
             if apart and self._cut(span, last, sink.end, "first"):
                 self._cut_up(span, begin, last)
-            if begin <= sink.position and span.request is None:
+            if begin < sink.end and span.request is None:
                 span.urgent = waits = True
         return waits
 

@@ -6,7 +6,7 @@ The workers of a node share one line for each direction: when it is free again (
 a number in memory that all of them map, changed under a record lock that the kernel gives back when
 a worker dies. So the sum keeps within the limit at every moment, and what an idle worker does not
 use another one has at once; shares that are divided by need can do only one of the two. A
-turn takes 9 us, 2.5 of them for the lock and the grant, and comes at most every 5 ms.
+turn takes 10 us, 3.5 of them for the lock and the grant, and comes at most every 5 ms.
 
 Without a limit nothing of this happens: whoever moves bytes looks whether `pacer` is None.
 

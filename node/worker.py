@@ -161,6 +161,7 @@ class Worker:
                 assert self._chunks is not None
                 if not job.request:
                     self._chunks.leave_relays(chunk)
+                    self._fetcher.spans.expect(chunk)  # of what is said before it starts
                 nursery.start_soon(self._fetcher.fetch, job)
                 if job.end:
                     nursery.start_soon(self._fetcher.warm, job)

@@ -125,7 +125,8 @@ class Crowd:
         self._due: list[tuple[float, int, Callable[[float], None]]] = []
         self._turn = 0
         self._under_way: deque[tuple[Member, Chunk]] = deque()
-        self._needs = iter(range(load.chunks - 1, load.chunks // 2, -1))
+        self._needs = list(range(load.chunks // 2, load.chunks))
+        rng.shuffle(self._needs)
         self.tally = Tally()
 
     # -- the loop ---------------------------------------------------------------------------------
@@ -240,6 +241,9 @@ class Crowd:
             case m.Leases(chunks):
                 for chunk in chunks:
                     self._leased(member, chunk, now)
+            case m.Holders(chunks):  # another node had the lease already
+                for chunk in chunks:
+                    member.needed.pop(chunk, None)
             case m.Refuse(_, text) | m.OriginFailed(text):
                 raise SystemExit(f"the tracker says: {text}")
             case _:
@@ -270,11 +274,12 @@ class Crowd:
 
     def _need(self, planned: float) -> None:
         """One more reader is blocked, at any node."""
-        chunk = next(self._needs, None)
-        if chunk is None:
+        while self._needs and self._needs[-1] in self._held:  # the first of each file comes early
+            self._needs.pop()
+        if not self._needs:
             return
         member = self._rng.choice(list(self._members.values()))
-        member.needed[chunk] = time.monotonic()
+        member.needed[self._needs.pop()] = time.monotonic()
         self._send(member, m.Wants(list(member.needed), []))
         self._at(planned + 1 / (READERS * self._load.leases_s), self._need)
 

@@ -1,5 +1,6 @@
 """Ranges of a chunk as a worker reads them: side by side, resumed, hedged; from the OSS server."""
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import fastcrc
 import pytest
 import trio
+import trio.testing
 from support.cluster import make_model
 from support.oss import Fault, ObjectGet, OssServer
 from support.oss_model import ID, SECRET, options
@@ -180,9 +182,12 @@ async def test_a_range_slower_than_nearly_all_others_is_asked_for_again_and_take
     await work.fetch(100)
     (hedge,) = work.asked("hedge")
     first = work.asked("first")[-1]
-    assert (first.start, first.bytes) == (100 * CHUNK, 1000)
-    at = 100 * CHUNK + 1000
-    assert (hedge.start, hedge.end, hedge.bytes) == (at, 101 * CHUNK, CHUNK - 1000)
+    assert first.start == 100 * CHUNK
+    assert first.bytes <= 1000, "on a quick connection they may be in the kernel still"
+    assert 100 * CHUNK <= hedge.start <= 100 * CHUNK + 1000, (
+        "what had come by then is not asked for"
+    )
+    assert (hedge.end, hedge.bytes) == (101 * CHUNK, 101 * CHUNK - hedge.start)
     assert work.asked("resume") == []
     # One in a hundred and no more: the next slow one is cut and resumed.
     work.server.fault = lambda get: Fault(stall_after=1000) if get.start == 101 * CHUNK else None
@@ -206,7 +211,10 @@ async def test_what_is_slow_for_a_reader_is_told_by_requests_for_readers(bench):
     job = await work.origin.fetch_job(work.manifest, 101)
     await work.fetcher.fetch(replace(job, start=0, end=BLOCK, request=101))
     (hedge,) = work.asked("hedge")
-    assert (hedge.start, hedge.end) == (101 * CHUNK + 1000, 101 * CHUNK + BLOCK)
+    assert 101 * CHUNK <= hedge.start <= 101 * CHUNK + 1000, (
+        "what had come by then is not asked for"
+    )
+    assert hedge.end == 101 * CHUNK + BLOCK
 
 
 async def test_a_hedge_that_loses_is_counted_as_bytes_twice_and_changes_nothing(bench):
@@ -225,3 +233,122 @@ async def test_a_hedge_that_loses_is_counted_as_bytes_twice_and_changes_nothing(
     assert hedge.bytes <= 500, "what came of it after the head may be in the kernel still"
     assert work.totals.bytes - before == CHUNK + hedge.bytes
     assert work.totals.duplicate_bytes == hedge.bytes
+
+
+# -- a reader in a hurry --------------------------------------------------------------------------
+
+SIXTEEN = 16 * 64 * KIB
+
+
+async def large(bench, chunks: int) -> Bench:
+    """Chunks of sixteen blocks of 64 KiB, each a range of its own."""
+    work: Bench = await bench(chunks * SIXTEEN, SIXTEEN, 64 * KIB)
+    return work
+
+
+async def here(work: Bench, chunk: int, blocks: range) -> None:
+    """Blocks of a chunk have come."""
+    with trio.fail_after(10):
+        for block in blocks:
+            while not work._chunks.verified(chunk, block * 64 * KIB, 64 * KIB):
+                await trio.sleep(0.005)
+
+
+async def test_a_hurry_asks_an_origin_that_refuses_no_sooner(bench):
+    work = await large(bench, 1)
+    refused = Fault(503, "DownloadTrafficRateLimitExceeded", delay_ms=600)
+    work.server.fault = lambda get: refused if get.count == 0 else None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.fetch, 0)
+        with trio.fail_after(10):
+            while not any(span.resting for span in work.fetcher.spans.all):
+                await trio.sleep(0.005)
+        work.fetcher.hurry(0, 0, 12 * 64 * KIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(work.fetcher.spans.all) == 1
+    assert [one.status for one in work.asked("first")] == [503]
+    assert [one.status for one in work.asked("retry")] == [206]
+
+
+async def busy(work: Bench, nursery: trio.Nursery, gate: threading.Event) -> None:
+    """Chunks 0 to 3 take all slots until the gate opens."""
+    work.server.fault = lambda get: _passed(gate) if get.start < 4 * SIXTEEN else None
+    for chunk in range(4):
+        nursery.start_soon(work.fetch, chunk)
+    with trio.fail_after(10):
+        while sum(span.request is not None for span in work.fetcher.spans.all) < 4:
+            await trio.sleep(0.005)
+
+
+def _passed(gate: threading.Event) -> None:
+    gate.wait(20)
+
+
+async def test_a_second_hurry_at_once_is_heard_by_what_the_first_one_began(bench):
+    work, gate = await large(bench, 5), threading.Event()
+    async with trio.open_nursery() as nursery:
+        await busy(work, nursery, gate)
+        nursery.start_soon(work.fetch, 4)
+        with trio.fail_after(10):
+            while not any(span.job.chunk == 4 for span in work.fetcher.spans.all):
+                await trio.sleep(0.005)
+        work.fetcher.hurry(4, 8 * 64 * KIB, 10 * 64 * KIB)
+        work.fetcher.hurry(4, 8 * 64 * KIB, 14 * 64 * KIB)
+        await here(work, 4, range(8, 14))
+        assert not work._chunks.verified(4, 14 * 64 * KIB, 64 * KIB), "that waits for a slot"
+        gate.set()
+
+
+async def test_a_hurry_while_another_reader_is_served_is_heard_when_the_rest_begins(bench):
+    work, gate, first = await large(bench, 5), threading.Event(), threading.Event()
+    async with trio.open_nursery() as nursery:
+        await busy(work, nursery, gate)
+        slow = work.server.fault
+        work.server.fault = lambda g: _passed(first) if g.start == 4 * SIXTEEN else slow(g)
+        job = replace(await work.origin.fetch_job(work.manifest, 4), start=0, end=64 * KIB)
+        nursery.start_soon(work.fetcher.fetch, job)
+        with trio.fail_after(10):
+            while not any(span.urgent and span.request for span in work.fetcher.spans.all):
+                await trio.sleep(0.005)
+        work.fetcher.hurry(4, 8 * 64 * KIB, 10 * 64 * KIB)
+        first.set()
+        await here(work, 4, range(8, 10))
+        assert not work._chunks.verified(4, 14 * 64 * KIB, 64 * KIB), "that waits for a slot"
+        gate.set()
+
+
+async def test_the_audit_names_the_range_that_was_asked_for(bench, monkeypatch):
+    """It was cut while a connection was being made."""
+    work, dialled = await large(bench, 1), trio.Event()
+    take = work.fetcher.wires.take
+
+    async def slow(*args: object) -> object:
+        await dialled.wait()
+        return await take(*args)
+
+    monkeypatch.setattr(work.fetcher.wires, "take", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.fetch, 0)
+        await trio.testing.wait_all_tasks_blocked()
+        work.fetcher.hurry(0, 4 * 64 * KIB, 10 * 64 * KIB)
+        dialled.set()
+    asked = sorted((one.start // (64 * KIB), one.end // (64 * KIB)) for one in work.asked("first"))
+    assert asked == [(0, 4), (4, 6), (6, 8), (8, 10), (10, 16)]
+
+
+async def test_a_hedge_that_wins_counts_what_others_took_from_its_range_meanwhile(bench):
+    work, gate = await large(bench, 102), threading.Event()
+    await warm(work, 101)
+    before = work.totals.bytes
+    faults = {101: lambda: Fault(stall_after=1000), 102: lambda: _passed(gate)}
+    work.server.fault = lambda get: faults[get.count]() if get.count in faults else None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.fetch, 101)
+        with trio.fail_after(10):
+            while work.server.object_gets < 103:
+                await trio.sleep(0.005)
+        work.fetcher.hurry(101, 4 * 64 * KIB, 10 * 64 * KIB)
+        await here(work, 101, range(4, 16))
+        gate.set()
+    assert len(work.asked("hedge")) == 1
+    assert work.totals.bytes - before - work.totals.duplicate_bytes == SIXTEEN

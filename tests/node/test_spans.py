@@ -108,3 +108,44 @@ def test_what_cannot_begin_stays_with_the_range(bench, refused, under_way):
     ends = [0, *(end for _, end in spans)]
     assert [start for start, _ in spans] == ends[:-1], "each block is of one request"
     assert ends[-1] == BLOCKS
+    assert bench.span.urgent == (not under_way and bench.left[1] > 4), "a reader waits for it"
+
+
+def test_a_block_half_here_is_not_cut(bench):
+    bench.asked_for()
+    bench.span.sink.advance(BLOCK // 2)
+    assert not bench.hurry(1, 3)
+    assert sorted(bench.begun) == [(1, 3, "urgent"), (3, 16, "first")]
+    assert bench.left == (0, 1)
+
+
+def test_a_range_that_was_cut_in_the_middle_of_a_block_goes_on_there(bench):
+    bench.span.sink.advance(BLOCK // 2)
+    assert bench.hurry(0, 3)
+    assert sorted(bench.begun) == [(2, 3, "urgent"), (3, 16, "first")]
+    assert bench.span.urgent
+
+
+def test_an_origin_that_is_left_alone_is_not_asked_sooner_by_a_hurry(bench):
+    bench.span.resting = True
+    assert not bench.hurry(0, 9)
+    assert bench.begun == []
+    assert bench.span.urgent, "but then it waits for no slot"
+
+
+def test_what_is_urgent_and_waits_is_not_cut_again(bench):
+    assert bench.hurry(0, 3)
+    begun = list(bench.begun)
+    assert not bench.hurry(0, 1)
+    assert bench.begun == begun
+
+
+def test_ranges_that_begin_later_hear_of_a_hurry_before(bench):
+    del bench.spans.all[bench.span]
+    bench.spans.expect(0)
+    assert not bench.hurry(0, 2)
+    bench.spans.all[bench.span] = None
+    assert bench.spans.began(0)
+    assert bench.begun == [(2, 16, "first")]
+    assert not bench.spans.began(0), "each is told once"
+    assert bench.begun == [(2, 16, "first")]
