@@ -74,7 +74,8 @@ def main() -> None:
     """`python -m node.apart FD SETTINGS-JSON LEVEL METER-FD`; started by `node.workers` only."""
     descriptor, settings = int(sys.argv[1]), WorkerSettings(**json.loads(sys.argv[2]))
     start_logging(sys.argv[3], Path(settings.log_path) if settings.log_path else None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the control process says when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # may be sent to the group, as systemd does:
+        signal.signal(number, signal.SIG_IGN)  # the control process says when to stop
     if settings.home:
         pin_near(settings.home)
     trio.run(_process, descriptor, settings, Meter(int(sys.argv[4])))

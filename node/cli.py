@@ -54,6 +54,7 @@ def join(**options: Any) -> None:
     from node.audit import start_logging
 
     start_logging(config.log_level, config.log_path)
+    warnings += configuration.check_source_ips(config.source_ips)
     for warning in warnings:
         logging.getLogger(__name__).warning("%s", warning)
     if config.mount is not None:
@@ -87,15 +88,16 @@ def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, lis
         parse_address(part.strip(), what="--tracker") for part in options["tracker"].split(",")
     )
     configuration.check_require_seal(options["require_seal"], options.get("prefetch"))
-    model_dir = options["model_dir"]
+    model_dir, mount = options["model_dir"], options["mount"]
+    cache_dir = options["cache_dir"] or configuration.default_cache_dir(model_dir or mount)
+    configuration.check_mount(mount, {"--model-dir": model_dir, "--cache-dir": cache_dir})
     origin = options["origin"] or configuration.environment("OSS_PATH")
     if options["until_complete"] and options["prefetch"] == "none":
         raise UsageError("--until-complete and --prefetch none exclude each other: leave one out")
     config = configuration.JoinConfig(
         trackers=trackers,
         model_dir=model_dir,
-        cache_dir=options["cache_dir"]
-        or configuration.default_cache_dir(model_dir or options["mount"]),
+        cache_dir=cache_dir,
         origin=origin,
         origin_options=_origin_options(options, origin),
         model=options["model"],
@@ -114,7 +116,7 @@ def _join_config(options: dict[str, Any]) -> tuple[configuration.JoinConfig, lis
         replace=options["replace"],
         follow=options["follow"],
         require_seal=options["require_seal"],
-        mount=options["mount"],
+        mount=mount,
         until_complete=options["until_complete"],
         linger_s=options["linger"],
         report=options["report"],

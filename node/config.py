@@ -1,8 +1,10 @@
 """What `p2p-node join` was asked to do. The only module of the node that reads the environment."""
 
+import errno
 import ipaddress
 import os
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -144,6 +146,50 @@ def reader_socket() -> Path:
         raise UsageError("say which node to read from: P2P_SOCKET=CACHE/reader.sock, or MODEL_DIR")
     cache_dir = Path(cache) if cache else default_cache_dir(Path(model_dir or ""))
     return cache_dir / "reader.sock"
+
+
+def check_mount(mount: Path | None, others: Mapping[str, Path | None]) -> None:
+    """A node that looks for something in its own mount waits for itself, and nothing ends that.
+
+    Args:
+      others: folders that it works in, by what they are called.
+
+    Raises:
+      UsageError: one of them is the mount's, in it or around it.
+    """
+    if mount is None:
+        return
+    at = Path(os.path.realpath(mount))
+    for name, folder in others.items():
+        if folder is None:
+            continue
+        other = Path(os.path.realpath(folder))
+        if at == other or at in other.parents or other in at.parents:
+            raise UsageError(f"--mount {mount} and {name} {folder} overlap: give each its own")
+
+
+def check_source_ips(ips: tuple[str, ...]) -> list[str]:
+    """What is to be said of addresses that this host has not got now: NICs may come later.
+
+    Raises:
+      UsageError: it has none of them.
+    """
+    missing = [ip for ip in ips if not _is_here(ip)]
+    if missing and len(missing) == len(ips):
+        raise UsageError(
+            f"source address {', '.join(missing)}: this host has no such address (see `ip addr`)"
+        )
+    return [f"source address {ip} is not this host's now: going on without it" for ip in missing]
+
+
+def _is_here(ip: str) -> bool:
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as one:
+            one.bind((ip, 0))
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True
 
 
 def check_require_seal(require_seal: bool, prefetch: str | None) -> None:

@@ -103,7 +103,9 @@ class View:
         return Snapshot(
             model=self.manifest.model if self.manifest else self.config.model or "",
             total_bytes=self.manifest.total_bytes if self.manifest else 0,
-            held_bytes=self._held_bytes(),
+            held_bytes=self.manifest.bytes_of(self.download.swarm.held)
+            if self.manifest and self.download
+            else 0,
             origin_bytes=self.origin_bytes,
             peer_bytes=totals.peer_bytes,
             served_bytes=totals.served_bytes,
@@ -117,15 +119,6 @@ class View:
                 for one in self.nics.figures()
             ),
         )
-
-    def _held_bytes(self) -> int:
-        """Exact when complete; until then all chunks count as full ones, capped."""
-        if self.manifest is None or self.download is None:
-            return 0
-        held = self.download.swarm.held
-        if held.complete:
-            return self.manifest.total_bytes
-        return min(len(held) * self.manifest.chunk_bytes, self.manifest.total_bytes)
 
     def commands(self) -> dict[str, Command]:
         """What the node's Unix socket answers."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from p2p.bitfield import Bitfield
 from p2p.errors import ManifestError
 from p2p.ids import Chunk, ManifestId
 from p2p.units import GIB, KIB, MIB
@@ -131,6 +132,20 @@ class Manifest:
     def chunk_count(self) -> int:
         """Chunks of all files."""
         return self._first_chunks[-1]
+
+    @cached_property
+    def _short_chunks(self) -> list[tuple[Chunk, int]]:
+        """The last chunk of each file that does not end at a chunk's end, and what it lacks."""
+        firsts, size = self._first_chunks, self.chunk_bytes
+        rests = (-file.size_bytes % size for file in self.files)
+        return [
+            (Chunk(after - 1), rest) for after, rest in zip(firsts[1:], rests, strict=True) if rest
+        ]
+
+    def bytes_of(self, held: Bitfield) -> int:
+        """Bytes of these chunks: many small files have many short ones."""
+        lacking = sum(rest for chunk, rest in self._short_chunks if chunk in held)
+        return len(held) * self.chunk_bytes - lacking
 
     @property
     def blocks_per_chunk(self) -> int:

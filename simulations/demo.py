@@ -83,7 +83,7 @@ class Demo:
         if not line.startswith("tracker: nodes at "):
             raise SystemExit("the tracker did not start")
         words = line.split()
-        return words[3].rstrip(","), words[-1].rstrip("/")
+        return words[3].rstrip(","), words[-1].removesuffix("/status")
 
     def start_nodes(self, tracker: str, origin: str) -> list[subprocess.Popen[str]]:
         """All nodes, which end by themselves when the whole swarm is complete."""

@@ -90,7 +90,7 @@ class Server:
                         TrackerCollector(self.directory),
                     )
                 )
-                ready += f", people at {urls[0].rstrip('/')}/"
+                ready += f", people at {urls[0].rstrip('/')}/status"
             nursery.start_soon(self._tick)
             nursery.start_soon(self._spread)
             nursery.start_soon(

@@ -1269,6 +1269,19 @@ async def test_a_dead_workers_fetch_fails_for_now_and_its_hashing_is_done_again(
         assert (hashed.chunk, hashed.source) == (0, "disk")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_to_all_processes_ends_no_worker_before_the_node_says_so(tmp_path, number):
+    async with running(tmp_path, 2) as bench:
+        await bench.fetched(0)
+        await bench.fetched(1)
+        pids = list(bench.pool.pids)
+        for pid in pids:
+            os.kill(pid or 0, number)
+        await bench.fetched(2)
+        await bench.fetched(3)
+        assert bench.pool.pids == pids
+
+
 async def test_a_worker_that_dies_at_once_again_and_again_is_the_end(monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with trio.fail_after(10), pytest.raises(ExceptionGroup) as caught:

@@ -270,6 +270,29 @@ def test_source_addresses_may_be_repeated_or_listed_and_come_before_the_environm
         joined(*HTTP, "--source-ip", "eth0")
 
 
+def test_an_address_that_this_host_has_not_got_is_told_of_and_none_at_all_is_a_mistake():
+    assert configuration.check_source_ips(()) == []
+    assert configuration.check_source_ips(("127.0.0.1", "127.0.0.2")) == []
+    (told,) = configuration.check_source_ips(("127.0.0.1", "192.0.2.1"))
+    assert "192.0.2.1" in told
+    with pytest.raises(UsageError, match=r"192\.0\.2\.1, 2001:db8::1: this host has no such"):
+        configuration.check_source_ips(("192.0.2.1", "2001:db8::1"))
+
+
+@pytest.mark.parametrize(
+    ("mount", "folder"),
+    [("m", "m"), ("m", "m/sub"), ("m/sub", "m"), ("link", "m/sub"), ("m/../m", "m")],
+)
+@pytest.mark.parametrize("name", ["--model-dir", "--cache-dir"])
+def test_a_node_works_in_no_folder_that_it_mounts_on(tmp_path, mount, folder, name):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "link").symlink_to("m")
+    options = ["--origin", "http://h/m/", "--mount", f"{tmp_path}/{mount}"]
+    with pytest.raises(UsageError, match=f"{name} .* overlap"):
+        joined(*options, name, f"{tmp_path}/{folder}")
+    assert config_of(*options, name, f"{tmp_path}/m2").mount == tmp_path / mount
+
+
 def test_several_addresses_to_listen_on_and_to_advertise():
     config = config_of(*HTTP, "--listen", "10.0.0.1:7", "--listen", "10.0.1.1:7")
     assert config.listen == (("10.0.0.1", 7), ("10.0.1.1", 7))
@@ -388,7 +411,10 @@ def run(*arguments: str, code: str = "from node.cli import main; main()", **vari
 def test_a_join_logs_to_the_file_and_shows_warnings_beside(tmp_path):
     named, log = tmp_path / "c.json", tmp_path / "log"
     named.write_text(json.dumps({"logLevel": 1, "logPath": str(log), "odd": 1}))
-    done = run("join", "--tracker", "h:1", "--connector-config", str(named), code=STUB)
+    done = run(
+        "join", "--tracker", "h:1", "--connector-config", str(named), code=STUB,
+        HTTP_SOURCE_IP="127.0.0.1,127.0.0.2",
+    )  # fmt: skip
     assert done.returncode == 7, done.stderr
     shown = [line.split(" ", 2)[2] for line in done.stderr.splitlines()]
     odd = f"WARNING node.cli connector config {named}: unknown key 'odd' ignored"

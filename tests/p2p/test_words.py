@@ -83,6 +83,14 @@ def test_a_manifest_has_one_encoding_only():
         Manifest.decode(msgpack.packb({**tree, "zzz": 1}))
 
 
+def test_the_bytes_of_some_chunks_are_counted_though_files_end_anywhere():
+    made = manifest(1, 0, 8192, 8193, 20_000)
+    lengths = [made.extent(chunk).length for chunk in range(made.chunk_count)]
+    assert lengths == [1, 8192, 8192, 1, 8192, 8192, 3616]
+    for held in ([], [0], [1, 2], [3], [0, 3, 6], [4, 5], list(range(7))):
+        assert made.bytes_of(Bitfield(7, held)) == sum(lengths[chunk] for chunk in held)
+
+
 @pytest.mark.parametrize(("names", "words"), [("ba", "sorted"), ("aa", "twice")])
 def test_files_out_of_order_and_files_named_twice_are_refused(names, words):
     with pytest.raises(ManifestError, match=words):

@@ -137,7 +137,7 @@ class Cluster:
 
         words = wait_until(ready, "the tracker's ready line")[0].split()
         self.tracker_address = words[3].rstrip(",")
-        self.http_address = words[-1].removeprefix("http://").rstrip("/")
+        self.http_address = words[-1].removeprefix("http://").removesuffix("/status")
         return process
 
     def node_folder(self, name: str) -> Path:
