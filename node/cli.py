@@ -182,6 +182,15 @@ def _with_connector(
     return added, warnings
 
 
+def _word(value: object) -> str:
+    """A figure of the status, for people."""
+    if value is None or value == [] or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 @main.command()
 @click.option("--cache-dir", type=click.Path(path_type=Path), envvar="P2P_CACHE_DIR", metavar="DIR")
 @click.option("--model-dir", type=click.Path(path_type=Path), envvar="MODEL_DIR", metavar="DIR")
@@ -198,7 +207,7 @@ def status(cache_dir: Path | None, model_dir: Path | None, as_json: bool) -> Non
         words = [f"{way} {format_size(nic[f'{way}_bytes_s'])}/s" for way in ("in", "out")]
         shown[f"nic {nic['source_ip']}"] = ", ".join(words)
     for key, value in shown.items():
-        text = format_size(value) if key.endswith("bytes") and value is not None else value
+        text = format_size(value) if key.endswith("bytes") and value is not None else _word(value)
         if key.endswith("_bytes_s"):
             text = shown_limit(value)
         click.echo(f"{key:<18} {text}")

@@ -76,7 +76,8 @@ class Needs:
         return f"<Needs readers={len(self._readers)} blocked={len(self._blocked)}>"
 
     def __len__(self) -> int:
-        return len(self._readers)
+        """Programs that read: what plans for the node itself has a number below 0."""
+        return sum(number >= 0 for number in self._readers)
 
     def _reader(self, number: int) -> _Reader:
         return self._readers.setdefault(number, _Reader())

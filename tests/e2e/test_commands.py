@@ -48,8 +48,11 @@ def test_status_of_a_node_and_of_a_tracker_say_what_is_so(one):
         status = json.loads(shown.stdout)
         assert (status["held_bytes"], status["chunks"]) == (3 * MIB + 1, 4)
         assert status["tracker_connected"]
+        assert status["readers"] == 0
         people = run("node", "status", *where)
-        assert "3.0 MiB" in people.stdout
+        words = dict(line.split(maxsplit=1) for line in people.stdout.splitlines())
+        assert (words["held_bytes"], words["complete"]) == ("3.0 MiB", "yes")
+        assert words["cache_limit_bytes"] == "-"
     table = run("tracker", "status", "--http", one.http_address)
     assert table.returncode == 0, table.stderr
     for word in ("source", "100.0%", "1.000"):

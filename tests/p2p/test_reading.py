@@ -105,6 +105,14 @@ def test_windows_come_in_turn_and_plans_behind_them():
     assert needs.cursors() == [3, 20]
 
 
+def test_what_the_node_plans_for_itself_is_no_reader():
+    needs = Needs(MANIFEST)
+    needs.will_need(-1, [(0, 0, CHUNK)], Bitfield(ALL))
+    assert len(needs) == 0
+    needs.will_need(0, [(0, 0, CHUNK)], Bitfield(ALL))
+    assert len(needs) == 1
+
+
 def test_a_chunk_is_guarded_while_it_is_needed_and_half_a_second_after_it_was_read():
     needs = Needs(MANIFEST)
     needs.need(1, 0, 0, 1, 1.0)
