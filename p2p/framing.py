@@ -57,6 +57,8 @@ class StructReader(Generic[S]):
             return HEADER_BYTES - len(self._buffer)
         length = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
         if length > self.limit:
+            if self._buffer.startswith(b"HTTP"):
+                raise RemoteProtocolError("an HTTP server is there: that is another port")
             raise RemoteProtocolError(f"a frame of {length} bytes is more than {self.limit}")
         return max(0, HEADER_BYTES + length - len(self._buffer))
 

@@ -132,6 +132,8 @@ async def watch(people: str, nodes: list[subprocess.Popen[str]]) -> None:
                 if status["models"] and status["models"][0]["nodes"]:
                     live.update(progress_table(status), refresh=True)
                 await trio.sleep(0.2)
+        if not console.is_terminal:
+            console.print()  # the table ends without an end of line there
 
 
 def check_copies(demo: Demo) -> bool:

@@ -160,7 +160,10 @@ class HttpOrigin:
         answer = await self._ask(client, "HEAD", url)
         length = answer.headers.get("content-length", "")
         if not length.isdecimal():
-            raise OriginError(f"{public_url(url)}: HEAD tells no Content-Length", fatal=True)
+            raise OriginError(
+                f"{public_url(url)}: HEAD tells no Content-Length (a folder's URL ends with /)",
+                fatal=True,
+            )
         word = validator(answer.headers)
         if not word:
             raise OriginError(

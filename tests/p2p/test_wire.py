@@ -95,6 +95,13 @@ def test_an_unknown_key_of_a_newer_peer_is_ignored():
     assert messages.decode(msgpack.packb({**tree, "colour": "red"})) == messages.Ping()
 
 
+def test_an_http_server_in_place_of_a_peer_is_known_by_its_first_word():
+    reader = FrameReader()
+    reader.receive_data(b"HTTP/1.1 400 Bad Request\r\n")
+    with pytest.raises(RemoteProtocolError, match="an HTTP server is there"):
+        reader.next_message()
+
+
 def test_before_authentication_a_long_frame_is_refused_by_its_length_alone():
     reader = FrameReader()
     reader.receive_data((8 * 1024 + 1).to_bytes(4, "big"))
