@@ -164,7 +164,7 @@ def check_mount(mount: Path | None, others: Mapping[str, Path | None]) -> None:
         if folder is None:
             continue
         other = Path(os.path.realpath(folder))
-        if at == other or at in other.parents or other in at.parents:
+        if at.is_relative_to(other) or other.is_relative_to(at):
             raise UsageError(f"--mount {mount} and {name} {folder} overlap: give each its own")
 
 

@@ -237,12 +237,13 @@ async def test_a_hedge_that_loses_is_counted_as_bytes_twice_and_changes_nothing(
 
 # -- a reader in a hurry --------------------------------------------------------------------------
 
-SIXTEEN = 16 * 64 * KIB
+PART = 64 * KIB
+SIXTEEN = 16 * PART
 
 
 async def large(bench, chunks: int) -> Bench:
-    """Chunks of sixteen blocks of 64 KiB, each a range of its own."""
-    work: Bench = await bench(chunks * SIXTEEN, SIXTEEN, 64 * KIB)
+    """Chunks of sixteen blocks (`PART`), each a range of its own."""
+    work: Bench = await bench(chunks * SIXTEEN, SIXTEEN, PART)
     return work
 
 
@@ -250,7 +251,7 @@ async def here(work: Bench, chunk: int, blocks: range) -> None:
     """Blocks of a chunk have come."""
     with trio.fail_after(10):
         for block in blocks:
-            while not work._chunks.verified(chunk, block * 64 * KIB, 64 * KIB):
+            while not work._chunks.verified(chunk, block * PART, PART):
                 await trio.sleep(0.005)
 
 
@@ -263,7 +264,7 @@ async def test_a_hurry_asks_an_origin_that_refuses_no_sooner(bench):
         with trio.fail_after(10):
             while not any(span.resting for span in work.fetcher.spans.all):
                 await trio.sleep(0.005)
-        work.fetcher.hurry(0, 0, 12 * 64 * KIB)
+        work.fetcher.hurry(0, 0, 12 * PART)
         await trio.testing.wait_all_tasks_blocked()
         assert len(work.fetcher.spans.all) == 1
     assert [one.status for one in work.asked("first")] == [503]
@@ -292,10 +293,10 @@ async def test_a_second_hurry_at_once_is_heard_by_what_the_first_one_began(bench
         with trio.fail_after(10):
             while not any(span.job.chunk == 4 for span in work.fetcher.spans.all):
                 await trio.sleep(0.005)
-        work.fetcher.hurry(4, 8 * 64 * KIB, 10 * 64 * KIB)
-        work.fetcher.hurry(4, 8 * 64 * KIB, 14 * 64 * KIB)
+        work.fetcher.hurry(4, 8 * PART, 10 * PART)
+        work.fetcher.hurry(4, 8 * PART, 14 * PART)
         await here(work, 4, range(8, 14))
-        assert not work._chunks.verified(4, 14 * 64 * KIB, 64 * KIB), "that waits for a slot"
+        assert not work._chunks.verified(4, 14 * PART, PART), "that waits for a slot"
         gate.set()
 
 
@@ -305,15 +306,15 @@ async def test_a_hurry_while_another_reader_is_served_is_heard_when_the_rest_beg
         await busy(work, nursery, gate)
         slow = work.server.fault
         work.server.fault = lambda g: _passed(first) if g.start == 4 * SIXTEEN else slow(g)
-        job = replace(await work.origin.fetch_job(work.manifest, 4), start=0, end=64 * KIB)
+        job = replace(await work.origin.fetch_job(work.manifest, 4), start=0, end=PART)
         nursery.start_soon(work.fetcher.fetch, job)
         with trio.fail_after(10):
             while not any(span.urgent and span.request for span in work.fetcher.spans.all):
                 await trio.sleep(0.005)
-        work.fetcher.hurry(4, 8 * 64 * KIB, 10 * 64 * KIB)
+        work.fetcher.hurry(4, 8 * PART, 10 * PART)
         first.set()
         await here(work, 4, range(8, 10))
-        assert not work._chunks.verified(4, 14 * 64 * KIB, 64 * KIB), "that waits for a slot"
+        assert not work._chunks.verified(4, 14 * PART, PART), "that waits for a slot"
         gate.set()
 
 
@@ -330,9 +331,9 @@ async def test_the_audit_names_the_range_that_was_asked_for(bench, monkeypatch):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(work.fetch, 0)
         await trio.testing.wait_all_tasks_blocked()
-        work.fetcher.hurry(0, 4 * 64 * KIB, 10 * 64 * KIB)
+        work.fetcher.hurry(0, 4 * PART, 10 * PART)
         dialled.set()
-    asked = sorted((one.start // (64 * KIB), one.end // (64 * KIB)) for one in work.asked("first"))
+    asked = sorted((one.start // PART, one.end // PART) for one in work.asked("first"))
     assert asked == [(0, 4), (4, 6), (6, 8), (8, 10), (10, 16)]
 
 
@@ -347,7 +348,7 @@ async def test_a_hedge_that_wins_counts_what_others_took_from_its_range_meanwhil
         with trio.fail_after(10):
             while work.server.object_gets < 103:
                 await trio.sleep(0.005)
-        work.fetcher.hurry(101, 4 * 64 * KIB, 10 * 64 * KIB)
+        work.fetcher.hurry(101, 4 * PART, 10 * PART)
         await here(work, 101, range(4, 16))
         gate.set()
     assert len(work.asked("hedge")) == 1
